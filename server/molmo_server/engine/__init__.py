@@ -1,0 +1,1 @@
+"""The faithful engine: real vLLM, corrected to compute what Molmo2 was trained to compute."""

@@ -1,0 +1,127 @@
+"""Molmo2 in vLLM as it was trained; registered in place of vLLM's own class.
+
+What differs from the stock class, which is kept for everything else:
+
+* image features are *added* to the embedding of their `<im_patch>` token, not put in its place;
+* the vision tower keeps the hidden states that are used, not those of all layers, and works in
+  portions, so a long video does not need memory for all frames in all layers;
+* a checkpoint with tied embeddings need not store the output matrix.
+
+Knows: vLLM 0.32's Molmo2 modules. Does not know: the mask (`visual_attention`), preprocessing
+(`processing`). Source: Molmo2's reference forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.model_executor.models.molmo2 import (
+    Molmo2DummyInputsBuilder,
+    Molmo2ForConditionalGeneration,
+    Molmo2VisionBackbone,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from molmo_server.engine.processing import FaithfulProcessingInfo, FaithfulProcessor
+
+_CROPS_PER_PORTION = 32
+_TIED_SOURCE, _TIED_TARGET = "model.transformer.wte.embedding", "lm_head.weight"
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    FaithfulProcessor, info=FaithfulProcessingInfo, dummy_inputs=Molmo2DummyInputsBuilder
+)
+class FaithfulMolmo2(Molmo2ForConditionalGeneration):
+    """Molmo2ForConditionalGeneration with additive fusion."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        backbone = self.vision_backbone
+        backbone.encode_image = MethodType(encode_crops, backbone)
+
+    def _process_image_input(self, image_input: Any) -> tuple[torch.Tensor, ...]:
+        return self._fuse(
+            image_input["pixel_values"],
+            image_input["token_pooling"],
+            image_input["num_pooled_patches"],
+            image_input["image_tokens"],
+            image_input["num_image_tokens"],
+        )
+
+    def _process_video_input(self, video_input: Any) -> tuple[torch.Tensor, ...]:
+        return self._fuse(
+            video_input["pixel_values_videos"],
+            video_input["token_pooling"],
+            video_input["num_pooled_patches"],
+            video_input["video_tokens"],
+            video_input["num_video_tokens"],
+        )
+
+    def _fuse(
+        self,
+        crops: torch.Tensor,
+        pooling: torch.Tensor,
+        n_features: torch.Tensor,
+        token_ids: torch.Tensor,
+        n_tokens: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        """Embed the visual tokens of several items; features are added where patches stand.
+
+        `crops` (crops, patches, pixels of a patch), `pooling` (features, window area), `token_ids`
+        (visual tokens of all items); `n_features` and `n_tokens` count them for each item.
+        Returns one (tokens, hidden size) tensor for each item.
+        """
+        features = self.vision_backbone(
+            images=crops.unsqueeze(0), token_pooling=pooling.unsqueeze(0)
+        )
+        is_patch = token_ids == self.img_patch_id
+        if not len(features) == int(n_features.sum()) == int(is_patch.sum()):
+            raise ValueError(
+                f"{len(features)} visual features for {int(is_patch.sum())} patch tokens and "
+                f"{int(n_features.sum())} pooled windows; they must be equal: the processor's "
+                "settings and the checkpoint's vision tower do not belong together"
+            )
+        embedded = self.get_language_model().embed_input_ids(token_ids)
+        embedded[is_patch] += features.to(embedded.dtype)
+        return embedded.split(n_tokens.tolist())
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        if self.config.tie_word_embeddings:
+            weights = _with_tied_head(weights)
+        return super().load_weights(weights)  # type: ignore[no-any-return]
+
+
+def encode_crops(backbone: Molmo2VisionBackbone, crops: torch.Tensor) -> torch.Tensor:
+    """(1, crops, patches, pixels) → (1, crops, patches, width of all used layers together)."""
+    batch, n_crops, n_patches, n_pixels = crops.shape
+    portions = crops.reshape(batch * n_crops, n_patches, n_pixels).split(_CROPS_PER_PORTION)
+    encoded = [_encode_portion(backbone.image_vit, p, backbone.vit_layers) for p in portions]
+    return torch.cat(encoded).view(batch, n_crops, n_patches, -1)
+
+
+def _encode_portion(tower: Any, crops: torch.Tensor, used_layers: Sequence[int]) -> torch.Tensor:
+    hidden = tower.add_pos_emb(tower.patch_embedding(crops), tower.patch_num)
+    kept: dict[int, torch.Tensor] = {}
+    for layer, block in enumerate(tower.transformer.resblocks):
+        hidden = block(hidden)
+        if layer in used_layers:
+            kept[layer] = hidden
+    return torch.cat([kept[layer] for layer in used_layers], dim=-1)
+
+
+def _with_tied_head(
+    weights: Iterable[tuple[str, torch.Tensor]],
+) -> Iterable[tuple[str, torch.Tensor]]:
+    """Add the output matrix where the checkpoint holds it only as the input embedding."""
+    tied, has_head = None, False
+    for name, weight in weights:
+        has_head |= name == _TIED_TARGET
+        if name == _TIED_SOURCE:
+            tied = weight
+        yield name, weight
+    if tied is not None and not has_head:
+        yield _TIED_TARGET, tied

@@ -1,0 +1,193 @@
+"""From media to what the engine's Molmo2 takes, with `molmo_hf`'s processors.
+
+What differs from vLLM's own processor:
+
+* token layouts come from the processed item itself, not from a second computation of the tiling
+  with default settings, so they cannot disagree with the pixels;
+* a video brings the target time of each frame; it is never sampled again here;
+* pictures are turned to RGB as in training (alpha dropped, not painted white).
+
+Knows: vLLM 0.32's multimodal processor interface, the processors' outputs. Does not know: files,
+decoding (`video_loader`), the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import BatchFeature
+from vllm.model_executor.models.molmo2 import (
+    IMAGE_PROMPT,
+    VIDEO_PROMPT,
+    Molmo2MultiModalProcessor,
+    Molmo2ProcessingInfo,
+)
+from vllm.multimodal.inputs import MultiModalKwargsItems
+from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
+
+from molmo_core.images import ImageGeometry, ImageGrid, image_tokens
+from molmo_core.tokens import SpecialIds
+from molmo_core.videos import VideoGeometry, frame_tokens, timestamp_text
+
+FRAME_TIMES = "frame_times_s"
+"""Key of a video's metadata: the target time of each frame, in seconds."""
+
+
+class FaithfulDataParser(MultiModalDataParser):
+    """Turns pictures to RGB before vLLM's own parser would put transparent ones on white."""
+
+    def _parse_image_data(self, data: Any) -> Any:
+        if isinstance(data, Image.Image):
+            data = [data]
+        if isinstance(data, list):
+            data = [_rgb(item) if isinstance(item, Image.Image) else item for item in data]
+        return super()._parse_image_data(data)
+
+
+class FaithfulProcessingInfo(Molmo2ProcessingInfo):
+    """Settings of the checkpoint, as `molmo_core` names them."""
+
+    def get_data_parser(self) -> MultiModalDataParser:
+        return FaithfulDataParser(
+            video_needs_metadata=True, expected_hidden_size=self._get_expected_hidden_size()
+        )
+
+    @property
+    def ids(self) -> SpecialIds:
+        return SpecialIds(base_vocab_size=self.get_hf_config().text_config.vocab_size)
+
+    def image_geometry(self) -> ImageGeometry:
+        processor = self.get_hf_processor()
+        return ImageGeometry(
+            crop_px=processor.image_processor.size["height"],
+            patch_px=processor.image_processor.patch_size,
+            pooling_hw=tuple(processor.image_processor.pooling_size),
+            max_crops=processor.image_processor.max_crops,
+            overlap_margins=tuple(processor.image_processor.overlap_margins),
+            use_col_tokens=processor.image_use_col_tokens,
+            use_single_crop_col_tokens=processor.use_single_crop_col_tokens,
+            use_single_crop_start_token=processor.use_single_crop_start_token,
+        )
+
+    def video_geometry(self) -> VideoGeometry:
+        processor = self.get_hf_processor()
+        return VideoGeometry(
+            crop_px=processor.video_processor.size["height"],
+            patch_px=processor.video_processor.patch_size,
+            pooling_hw=tuple(processor.video_processor.pooling_size),
+            use_col_tokens=processor.video_use_col_tokens,
+            use_frame_special_tokens=processor.use_frame_special_tokens,
+        )
+
+
+class FaithfulProcessor(Molmo2MultiModalProcessor):
+    """Applies `molmo_hf`'s image and video processors to the items of a request."""
+
+    info: FaithfulProcessingInfo
+
+    def _apply_hf_processor_main(
+        self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]
+    ) -> BatchFeature:
+        if hf_kwargs:
+            raise ValueError(
+                f"processor settings {sorted(hf_kwargs)} cannot be set for a request: they are "
+                "those the checkpoint was trained with; leave mm_processor_kwargs out"
+            )
+        hf_data, _, passthrough = self._get_hf_mm_inputs(mm_items, {})
+        processed: dict[str, torch.Tensor] = {}
+        if images := hf_data.get("images"):
+            processed |= self._process_images(images)
+        if videos := hf_data.get("videos"):
+            processed |= self._process_videos(videos)
+        return self._finalize_hf_mm_data(hf_data, {}, passthrough, BatchFeature(processed))
+
+    def _process_images(self, images: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """One crop tensor for all images; sizes of each are counted beside it."""
+        outputs = self.info.get_hf_processor().image_processor(
+            images=[_rgb(image) for image in images], return_tensors="pt"
+        )
+        geometry, ids = self.info.image_geometry(), self.info.ids
+        grids = [ImageGrid(*grid) for grid in outputs["image_grids"].tolist()]
+        token_ids = [[ids[token] for token in image_tokens(grid, geometry)] for grid in grids]
+        n_crops = outputs["image_num_crops"]
+        return {
+            "pixel_values": outputs["pixel_values"],
+            "image_token_pooling": outputs["image_token_pooling"],
+            "image_num_crops": n_crops,
+            "image_num_pooled_patches": torch.tensor(
+                [g.low_rows * g.low_cols + g.high_rows * g.high_cols for g in grids]
+            ),
+            "image_num_patches": n_crops * outputs["pixel_values"].shape[1],
+            "image_tokens": torch.tensor([i for ids_ in token_ids for i in ids_]),
+            "num_image_tokens": torch.tensor([len(ids_) for ids_ in token_ids]),
+        }
+
+    def _process_videos(self, videos: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """All frames of all videos; frames are taken as they come."""
+        video_processor = self.info.get_hf_processor().video_processor
+        frame_ids = self._frame_ids()
+        outputs = [
+            video_processor(
+                videos=[np.asarray(frames)], do_sample_frames=False, return_tensors="pt"
+            )
+            for frames, _ in videos
+        ]
+        n_frames = torch.tensor([int(o["video_grids"][0][0]) for o in outputs])
+        pixels = torch.cat([o["pixel_values_videos"] for o in outputs])
+        grids = torch.cat([o["video_grids"] for o in outputs])
+        return {
+            "pixel_values_videos": pixels,
+            "video_token_pooling": torch.cat([o["video_token_pooling"] for o in outputs]),
+            "video_num_crops": n_frames,
+            "video_num_pooled_patches": grids.prod(dim=1),
+            "video_num_patches": n_frames * pixels.shape[1],
+            "video_tokens": torch.tensor(frame_ids * int(n_frames.sum())),
+            "num_video_tokens": n_frames * len(frame_ids),
+        }
+
+    def _frame_ids(self) -> list[int]:
+        ids = self.info.ids
+        return [ids[token] for token in frame_tokens(self.info.video_geometry())]
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, object],
+        out_mm_kwargs: MultiModalKwargsItems,
+    ) -> Sequence[PromptUpdate]:
+        ids = self.info.ids
+
+        def image_layout(index: int) -> PromptUpdateDetails[list[int]]:
+            tokens = out_mm_kwargs["image"][index]["image_tokens"].data
+            return PromptUpdateDetails.from_seq(tokens.tolist())
+
+        def video_layout(index: int) -> PromptUpdateDetails[list[int]]:
+            _, metadata = mm_items["video"][index]
+            tokenizer, frame = self.info.get_tokenizer(), self._frame_ids()
+            layout: list[int] = []
+            for k, time_s in enumerate(frame_times_s(metadata)):
+                stamp = timestamp_text(time_s, is_first=k == 0)
+                layout += tokenizer.encode(stamp, add_special_tokens=False) + frame
+            return PromptUpdateDetails.select_token_ids(layout, sorted(ids.visual))
+
+        return [
+            PromptReplacement("image", [ids[IMAGE_PROMPT]], image_layout),
+            PromptReplacement("video", [ids[VIDEO_PROMPT]], video_layout),
+        ]
+
+
+def frame_times_s(metadata: Mapping[str, Any]) -> list[float]:
+    """Target times of the frames; of clips without them (start-up dummies) index over rate."""
+    if FRAME_TIMES in metadata:
+        return list(metadata[FRAME_TIMES])
+    return [index / metadata["fps"] for index in metadata["frames_indices"]]
+
+
+def _rgb(image: Any) -> Any:
+    picture = getattr(image, "media", image)  # vLLM wraps a picture together with its bytes
+    return ImageOps.exif_transpose(picture).convert("RGB")

@@ -1,0 +1,86 @@
+"""The patches: they refuse what was not tested, and repair what kills stock vLLM."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from molmo_core.errors import UnsupportedEngine
+from molmo_server.engine import patches
+
+
+@pytest.fixture
+def stock_functions(monkeypatch):
+    """vLLM's two functions as they are; what a test puts in their place is taken out again."""
+    from vllm.model_executor.layers import utils
+    from vllm.v1.sample.sampler import Sampler
+
+    gather = getattr(Sampler.gather_logprobs, "molmo_original", Sampler.gather_logprobs)
+    count = utils.get_token_bin_counts_and_mask
+    count = getattr(count, "molmo_original", count)
+    monkeypatch.setattr(Sampler, "gather_logprobs", staticmethod(gather))
+    monkeypatch.setattr(utils, "get_token_bin_counts_and_mask", count)
+    return gather, count
+
+
+def test_the_installed_engine_is_the_tested_one():
+    patches.check_engine()
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0.0", "0.320.0"])
+def test_any_other_version_is_refused(version):
+    with pytest.raises(UnsupportedEngine, match=rf"vLLM {version} is installed"):
+        patches.check_engine(version)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "vllm.v1.sample.sampler:Sampler.gather_logprobs",
+        "vllm.v1.sample.sampler:Sampler.no_such_function",
+    ],
+)
+def test_changed_or_missing_code_is_refused_by_name(place):
+    with pytest.raises(UnsupportedEngine, match=place):
+        patches.check_engine(tested={place: "000000000000"})
+
+
+def test_stock_sampling_breaks_on_ids_without_a_logit(stock_functions):
+    gather, count = stock_functions
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        gather(torch.zeros(1, 5), 1, torch.tensor([5]))
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        count(torch.tensor([[9]]), 5, 1)
+
+
+@pytest.mark.usefixtures("stock_functions")
+def test_ids_without_a_logit_get_zero_and_rank_zero():
+    from vllm.v1.sample.sampler import Sampler
+
+    patches.repair_sampling()
+    logprobs = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]]).log()
+    gathered = Sampler.gather_logprobs(logprobs, 2, torch.tensor([5, 1]))
+    assert gathered.logprob_token_ids.tolist() == [[5, 2, 1], [1, 0, 1]]
+    assert gathered.logprobs[0].exp().tolist() == pytest.approx([1.0, 0.7, 0.2])
+    assert gathered.logprobs[1].exp().tolist() == pytest.approx([0.3, 0.5, 0.3])
+    assert gathered.selected_token_ranks.tolist() == [0, 2]
+
+
+@pytest.mark.usefixtures("stock_functions")
+def test_ids_without_a_logit_are_not_counted_in_penalties():
+    from vllm.model_executor.layers import utils
+
+    patches.repair_sampling()
+    counts, mask = utils.get_token_bin_counts_and_mask(torch.tensor([[1, 1, 9, 4]]), 4, 1)
+    assert counts.tolist() == [[0, 2, 0, 0]]
+    assert mask.tolist() == [[False, True, False, False]]
+
+
+@pytest.mark.usefixtures("stock_functions")
+def test_repairing_twice_wraps_once():
+    from vllm.v1.sample.sampler import Sampler
+
+    patches.repair_sampling()
+    wrapped = Sampler.gather_logprobs
+    patches.repair_sampling()
+    assert Sampler.gather_logprobs is wrapped
