@@ -329,19 +329,34 @@ class Molmo2ForConditionalGeneration(Molmo2PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
-        **media: Any,
+        pixel_values: Tensor | None = None,
+        image_token_pooling: Tensor | None = None,
+        image_grids: Tensor | None = None,
+        image_num_crops: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_token_pooling: Tensor | None = None,
+        video_grids: Tensor | None = None,
+        **ignored: Any,
     ) -> Molmo2Output:
         """Compute logits (B, S, V), of the last `logits_to_keep` positions when that is positive.
 
         `attention_mask` (B, past + S) marks real tokens. `token_type_ids` is accepted for the
         released interface; which tokens are visual follows from the ids, so that leaving it out
-        cannot change the mask. `labels` (B, S) with −100 for no loss, not shifted. `media` are
-        the tensors of the processor. Other keyword arguments are refused.
+        cannot change the mask. `labels` (B, S) with −100 for no loss, not shifted. The rest are
+        the processor's tensors. Unknown keyword arguments are refused.
         """
-        unknown = set(media) - MEDIA_INPUTS - IGNORED_INPUTS
+        unknown = set(ignored) - IGNORED_INPUTS
         if unknown:
-            raise TypeError(f"unknown inputs {sorted(unknown)}; allowed media are {sorted(MEDIA_INPUTS)}")
-        features = self.image_features(**{k: v for k, v in media.items() if k in MEDIA_INPUTS})
+            raise TypeError(f"unknown inputs {sorted(unknown)}; see the signature of forward()")
+        features = self.image_features(
+            pixel_values,
+            image_token_pooling,
+            image_grids,
+            image_num_crops,
+            pixel_values_videos,
+            video_token_pooling,
+            video_grids,
+        )
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache()
