@@ -10,7 +10,6 @@ Sizes are (height, width). A *crop* is one square that the vision tower sees; a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -112,7 +111,9 @@ def grid_of(size_hw: tuple[int, int], geometry: ImageGeometry) -> ImageGrid:
 def image_tokens(grid: ImageGrid, geometry: ImageGeometry) -> list[str]:
     """The token layout of one image block: the whole view, then the tiled view."""
     low_cols = geometry.use_single_crop_col_tokens
-    low = _rows(grid.low_rows, grid.low_cols, geometry.use_col_tokens if low_cols is None else low_cols)
+    low = _rows(
+        grid.low_rows, grid.low_cols, geometry.use_col_tokens if low_cols is None else low_cols
+    )
     high = _rows(grid.high_rows, grid.high_cols, geometry.use_col_tokens)
     low_start = LOW_RES_IM_START if geometry.use_single_crop_start_token else IM_START
     return [low_start, *low, IM_END, IM_START, *high, IM_END]
@@ -137,14 +138,18 @@ def prepare_image(pixels: NDArray[np.uint8], geometry: ImageGeometry) -> Prepare
     """
     rows, cols = tiling_of(pixels.shape[:2], geometry)
     side, step = geometry.crop_px, geometry.window_px
-    tiled = resize_bilinear(pixels, (rows * step + geometry.margin_px, cols * step + geometry.margin_px))
+    tiled = resize_bilinear(
+        pixels, (rows * step + geometry.margin_px, cols * step + geometry.margin_px)
+    )
     crops = np.empty((1 + rows * cols, side, side, 3), dtype=np.uint8)
     crops[0] = resize_bilinear(pixels, (side, side))
     for tile in range(rows * cols):
         top, left = (tile // cols) * step, (tile % cols) * step
         crops[1 + tile] = tiled[top : top + side, left : left + side]
     pooling = image_pooling(rows, cols, geometry)
-    return PreparedImage(to_patches(crops, geometry.patch_px), pooling, grid_of(pixels.shape[:2], geometry))
+    return PreparedImage(
+        to_patches(crops, geometry.patch_px), pooling, grid_of(pixels.shape[:2], geometry)
+    )
 
 
 def image_pooling(rows: int, cols: int, geometry: ImageGeometry) -> NDArray[np.int64]:
@@ -215,29 +220,26 @@ def resize_bilinear(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDAr
     """Resize (H, W, 3) bytes without antialiasing and without keeping the aspect ratio.
 
     Half-pixel centres, the result rounded to bytes, as torchvision's bilinear resize with
-    `antialias=False`; measured difference to it: 1/255 in a few values of a million.
+    `antialias=False`; measured difference to it: 1/255 in about ten values of a million (fused multiply-adds).
     """
     height, width = pixels.shape[:2]
     if (height, width) == tuple(size_hw):
         return pixels
     top, bottom, row_weight = _taps(height, size_hw[0])
     left, right, col_weight = _taps(width, size_hw[1])
-    upper, lower = pixels[top], pixels[bottom]
-    w_col = col_weight[None, :, None]
-    first = _mix(upper[:, left], upper[:, right], w_col)
-    second = _mix(lower[:, left], lower[:, right], w_col)
-    mixed = first + (second - first) * row_weight[:, None, None]
-    return np.floor(mixed + np.float32(0.5)).astype(np.uint8)
-
-
-def _mix(a: NDArray[np.uint8], b: NDArray[np.uint8], weight: NDArray[np.float32]) -> NDArray[Any]:
-    start = a.astype(np.float32)
-    return start + (b.astype(np.float32) - start) * weight
+    upper, lower = pixels[top].astype(np.float32), pixels[bottom].astype(np.float32)
+    w_right, w_bottom = col_weight[None, :, None], row_weight[:, None, None]
+    w_left, w_top = np.float32(1) - w_right, np.float32(1) - w_bottom
+    # In torch's order of operations: halves must fall on the same side.
+    above = w_left * upper[:, left] + w_right * upper[:, right]
+    below = w_left * lower[:, left] + w_right * lower[:, right]
+    return np.rint(w_top * above + w_bottom * below).astype(np.uint8)
 
 
 def _taps(n_in: int, n_out: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:
     """Neighbours and weight of the second one, for each output sample along one side."""
-    centre = (np.arange(n_out, dtype=np.float32) + 0.5) * np.float32(n_in / n_out) - 0.5
+    half = np.float32(0.5)
+    centre = np.float32(n_in / n_out) * (np.arange(n_out, dtype=np.float32) + half) - half
     centre = np.maximum(centre, np.float32(0))
     first = np.minimum(centre.astype(np.int64), n_in - 1)
     second = np.minimum(first + 1, n_in - 1)
@@ -247,5 +249,3 @@ def _taps(n_in: int, n_out: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np
 def _rows(n_rows: int, n_cols: int, has_col_tokens: bool) -> list[str]:
     row = [IM_PATCH] * n_cols + ([IM_COL] if has_col_tokens else [])
     return row * n_rows
-
-

@@ -18,22 +18,57 @@ from typing import Literal
 from molmo_core.tokens import IMAGE, TURN_END, TURN_START, VIDEO
 
 DEMO_STYLES = frozenset(
-    """point_count pointing cosyn_point user_qa long_caption short_caption video_long_caption
-    video_short_caption video_point_track_per_frame video_point_track_start_end
-    video_single_point_track_start_end video_transcript video_clip_caption_start_end
-    video_clip_caption_start_end_in_seconds video_clip_transcript_start_end
-    video_clip_transcript_start_end_in_seconds video_frame_caption_timestamp
-    video_frame_caption_timestamp_in_seconds correction_qa text_sft video_point
-    video_point_count video_count video_count_point multi_image_pointing multi_image_counting
-    multi_image_point_then_count multi_image_count_then_point""".split()
+    [
+        "point_count",
+        "pointing",
+        "cosyn_point",
+        "user_qa",
+        "long_caption",
+        "short_caption",
+        "video_long_caption",
+        "video_short_caption",
+        "video_point_track_per_frame",
+        "video_point_track_start_end",
+        "video_single_point_track_start_end",
+        "video_transcript",
+        "video_clip_caption_start_end",
+        "video_clip_caption_start_end_in_seconds",
+        "video_clip_transcript_start_end",
+        "video_clip_transcript_start_end_in_seconds",
+        "video_frame_caption_timestamp",
+        "video_frame_caption_timestamp_in_seconds",
+        "correction_qa",
+        "text_sft",
+        "video_point",
+        "video_point_count",
+        "video_count",
+        "video_count_point",
+        "multi_image_pointing",
+        "multi_image_counting",
+        "multi_image_point_then_count",
+        "multi_image_count_then_point",
+    ]
 )
 VIDEO_CHOICE_STYLES = frozenset(
-    """video_multiple_choice video_multiple_choice_count_without_pointing
-    video_multiple_choice_multiple_correct video_multiple_choice_w_subtitle""".split()
+    [
+        "video_multiple_choice",
+        "video_multiple_choice_count_without_pointing",
+        "video_multiple_choice_multiple_correct",
+        "video_multiple_choice_w_subtitle",
+    ]
 )
 IMAGE_CHOICE_STYLES = frozenset(
-    """a_okvqa_mc ai2_diagram ai2_diagram_no_letter science_qa eval_multiple_choice
-    multi_image_mc multi_image_mc_exp mantis_instruct_mc eval_multi_image_mc""".split()
+    [
+        "a_okvqa_mc",
+        "ai2_diagram",
+        "ai2_diagram_no_letter",
+        "science_qa",
+        "eval_multiple_choice",
+        "multi_image_mc",
+        "multi_image_mc_exp",
+        "mantis_instruct_mc",
+        "eval_multi_image_mc",
+    ]
 )
 # `demo` and `video_point_track_all_frames`: only the released chat template lists them.
 NO_PREFIX_STYLES = (
@@ -143,9 +178,7 @@ def media_placeholders(n_images: int, n_videos: int) -> str:
 Verb = Literal["point", "count", "track", "caption", "query"]
 
 
-def verb_prompt(
-    verb: Verb, text: str = "", *, n_images: int = 0, has_video: bool = False
-) -> str:
+def verb_prompt(verb: Verb, text: str = "", *, n_images: int = 0, has_video: bool = False) -> str:
     """The user text of a verb.
 
     `text` is the object ("the red circle") for point, count and track, the question for query,

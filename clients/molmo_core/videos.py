@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmo_core.errors import InvalidMedia
-from molmo_core.images import PreparedImage, ImageGrid, pool_indices, resize_bilinear, to_patches
+from molmo_core.images import ImageGrid, PreparedImage, pool_indices, resize_bilinear, to_patches
 from molmo_core.tokens import FRAME_END, FRAME_START, IM_COL, IM_END, IM_PATCH, IM_START
 
 SampleMode = Literal["uniform_last_frame", "fps"]
@@ -107,7 +107,9 @@ def _scan(container: av.container.InputContainer) -> VideoInfo:
     begin = times[0]
     rate = stream.average_rate or stream.guessed_rate
     fps = float(rate) if rate else 0.0
-    end = max(max(ends), times[-1] + (0 if ends[-1] > times[-1] or not fps else int(1 / fps / base)))
+    end = max(
+        max(ends), times[-1] + (0 if ends[-1] > times[-1] or not fps else int(1 / fps / base))
+    )
     return VideoInfo(
         width_px=stream.codec_context.width,
         height_px=stream.codec_context.height,
@@ -149,7 +151,9 @@ def sample_times(
 def _best_rate(duration_s: float, geometry: VideoGeometry, source_fps: float, cap: float) -> float:
     base = int(geometry.sampling_fps)
     whole = int(source_fps)
-    rates = [r for r in range(base, int(cap) + 1, base) if whole % r == 0] or [geometry.sampling_fps]
+    rates = [r for r in range(base, int(cap) + 1, base) if whole % r == 0] or [
+        geometry.sampling_fps
+    ]
     covering = [r for r in rates if geometry.max_frames / r >= duration_s]
     return float(max(covering, default=min(rates)))
 
@@ -182,9 +186,7 @@ def frame_tokens(geometry: VideoGeometry) -> list[str]:
 def video_text(times_s: Sequence[float], geometry: VideoGeometry) -> str:
     """The whole video as text: timestamps and frame tokens in order."""
     frame = "".join(frame_tokens(geometry))
-    return "".join(
-        timestamp_text(t, is_first=k == 0) + frame for k, t in enumerate(times_s)
-    )
+    return "".join(timestamp_text(t, is_first=k == 0) + frame for k, t in enumerate(times_s))
 
 
 def prepare_frames(
@@ -197,7 +199,9 @@ def prepare_frames(
     """
     side, per_side = geometry.crop_px, geometry.crop_px // geometry.patch_px
     crops = np.stack([resize_bilinear(f, (side, side)) for f in frames])
-    one = pool_indices(np.arange(per_side * per_side).reshape(per_side, per_side), geometry.pooling_hw)
+    one = pool_indices(
+        np.arange(per_side * per_side).reshape(per_side, per_side), geometry.pooling_hw
+    )
     offsets = (np.arange(len(crops)) * per_side * per_side)[:, None, None]
     pooling = np.where(one[None] >= 0, one[None] + offsets, -1).reshape(-1, one.shape[1])
     grid = ImageGrid(geometry.frame_rows, geometry.frame_cols, 0, 0)

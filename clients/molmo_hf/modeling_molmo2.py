@@ -66,7 +66,9 @@ def rope_frequencies(config: Molmo2TextConfig, *, is_scaled: bool) -> tuple[Tens
 
     def dim_of(rotations: float) -> float:
         length = rope["original_max_position_embeddings"]
-        return dim * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(rope["rope_theta"]))
+        return (
+            dim * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(rope["rope_theta"]))
+        )
 
     low = max(math.floor(dim_of(rope.get("beta_fast") or 32.0)), 0)
     high = min(math.ceil(dim_of(rope.get("beta_slow") or 1.0)), dim - 1)
@@ -405,12 +407,19 @@ class Molmo2ForConditionalGeneration(Molmo2PreTrainedModel, GenerationMixin):
 
 
 MEDIA_INPUTS = frozenset(
-    """pixel_values image_token_pooling image_grids image_num_crops
-    pixel_values_videos video_token_pooling video_grids""".split()
+    [
+        "pixel_values",
+        "image_token_pooling",
+        "image_grids",
+        "image_num_crops",
+        "pixel_values_videos",
+        "video_token_pooling",
+        "video_grids",
+    ]
 )
 # What transformers' generation passes along and this model derives itself.
 IGNORED_INPUTS = frozenset(
-    "cache_position return_dict output_attentions output_hidden_states".split()
+    ["cache_position", "return_dict", "output_attentions", "output_hidden_states"]
 )
 
 

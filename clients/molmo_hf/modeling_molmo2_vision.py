@@ -38,7 +38,9 @@ class DotProductAttention(nn.Module):
         self.wv = nn.Linear(input_dim, n_kv_heads * head_dim)
         self.wo = nn.Linear(n_heads * head_dim, hidden_size)
 
-    def forward(self, queries: Tensor, keys: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, queries: Tensor, keys: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """(B, Sq, D), (B, Sk, D) and a boolean mask (B, 1, Sq or 1, Sk) → (B, Sq, hidden)."""
         keys = queries if keys is None else keys
         q = self._heads(self.wq(queries), self.n_heads)

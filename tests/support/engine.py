@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -34,17 +35,18 @@ class RunningEngine:
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_LIMIT_S
         while time.monotonic() < deadline:
-            try:
-                if self.client.get("/health").status_code == 200:
-                    return
-            except httpx2.TransportError:
-                pass
+            if self._listens() and self.client.get("/health").status_code == 200:
+                return
             try:
                 self.process.wait(timeout=0.3)
             except subprocess.TimeoutExpired:
                 continue
             raise RuntimeError(f"the engine ended while starting:\n{self.log_tail()}")
         raise RuntimeError(f"the engine was not ready in {_START_LIMIT_S} s:\n{self.log_tail()}")
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def log_tail(self) -> str:
         return self.log.read_text(errors="replace")[-6000:]
