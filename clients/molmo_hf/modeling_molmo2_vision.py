@@ -170,13 +170,21 @@ class Molmo2VisionBackbone(nn.Module):
         self.image_projector = ImageProjector(adapter)
 
     def forward(self, crops: Tensor, pooling: Tensor) -> Tensor:
-        """Encode crops (N, P, pixels) and pool them by `pooling` (M, K).
+        """Encode crops (N, P, pixels) and pool them by `pooling` (M, K), see `pool`."""
+        return self.pool(self.encode(crops), pooling)
+
+    def encode(self, crops: Tensor) -> Tensor:
+        """Crops (N, P, pixels) → patch features (N, P, tower width · layers used)."""
+        return torch.cat(self.image_vit(crops), dim=-1)
+
+    def pool(self, features: Tensor, pooling: Tensor) -> Tensor:
+        """Pool patch features (N, P, ·) by `pooling` (M, K) into features of the decoder.
 
         `pooling` indexes the flattened N · P patches, −1 marks a missing one. Rows without any
         patch are left out of the result: (number of rows with a patch, decoder width).
         """
         pooling = pooling[(pooling >= 0).any(-1)]
-        features = self.dropout(torch.cat(self.image_vit(crops), dim=-1)).flatten(0, 1)
+        features = self.dropout(features).flatten(0, 1)
         present = pooling >= 0  # (M, K)
         gathered = features[pooling.clamp(min=0)] * present[..., None].to(features.dtype)
         if self.masks_pooling:

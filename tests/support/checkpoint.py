@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import decoders as token_decoders
+
 from molmo_core.tokens import (
     ADDITIONAL_VOCAB_SIZE,
     END_OF_TEXT,
@@ -19,9 +23,6 @@ from molmo_core.tokens import (
     TURN_START,
     filler_token,
 )
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers import decoders as token_decoders
 
 BASE_VOCAB = 320
 _YARN = {

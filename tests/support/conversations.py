@@ -11,10 +11,27 @@ from typing import Any
 
 import av
 import numpy as np
-from molmo_core.prompts import Subtitle, Turn, render_subtitles
 from PIL import Image
 
-_WORDS = "red circle blue square count the stars where is it point to each describe why".split()
+from molmo_core.prompts import Subtitle, Turn, render_subtitles
+
+_WORDS = [
+    "red",
+    "circle",
+    "blue",
+    "square",
+    "count",
+    "the",
+    "stars",
+    "where",
+    "is",
+    "it",
+    "point",
+    "to",
+    "each",
+    "describe",
+    "why",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+
 from molmo_server.engine.launch import EngineSettings, engine_command
 
 _START_LIMIT_S = 300

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
 from molmo_core.images import ImageGeometry, image_tokens, prepare_image
 from molmo_core.prompts import render_chat
 from molmo_core.tokens import IMAGE, VIDEO
@@ -16,10 +20,6 @@ from molmo_core.videos import VideoGeometry, prepare_frames, probe_video, sample
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.video_io import decode_frames
-from PIL import Image
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
-
 from tests.support.conversations import Conversation
 
 BOS = "<|im_end|>"
@@ -71,8 +71,7 @@ class Reference:
 def _with_images(text: str, files: tuple[bytes, ...]) -> tuple[str, dict[str, torch.Tensor]]:
     geometry = ImageGeometry()
     prepared = [
-        prepare_image(np.asarray(Image.open(io.BytesIO(f)).convert("RGB")), geometry)
-        for f in files
+        prepare_image(np.asarray(Image.open(io.BytesIO(f)).convert("RGB")), geometry) for f in files
     ]
     for image in prepared:
         text = text.replace(IMAGE, "".join(image_tokens(image.grid, geometry)), 1)

@@ -5,12 +5,16 @@ The stock backend computes image tokens causally and says nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
     CPUAttentionBackendImpl,
     CPUAttentionMetadataBuilder,
 )
 
+from molmo_server.engine.cpu_cache import read_blocks
 from molmo_server.engine.visual_attention import PlansVisualRows, RecomputesVisualRows
 
 
@@ -20,6 +24,11 @@ class MolmoCPUBuilder(PlansVisualRows, CPUAttentionMetadataBuilder):
 
 class MolmoCPUImpl(RecomputesVisualRows, CPUAttentionBackendImpl):
     """The CPU kernel, visual rows recomputed."""
+
+    def read_cache(
+        self, layer: Any, kv_cache: torch.Tensor, blocks: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return read_blocks(kv_cache, blocks, layer.isa)
 
 
 class MolmoCPUBackend(CPUAttentionBackend):

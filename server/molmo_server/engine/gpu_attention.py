@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from vllm.config import CUDAGraphMode
 from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionBackend,
@@ -42,6 +43,14 @@ class MolmoTritonBuilder(PlansVisualRows, TritonAttentionMetadataBuilder):
 
 class MolmoTritonImpl(RecomputesVisualRows, TritonAttentionImpl):
     """The Triton kernel, visual rows recomputed."""
+
+    def read_cache(
+        self, layer: Any, kv_cache: torch.Tensor, blocks: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        # (all blocks, kv heads, block size, keys then values): not packed.
+        tokens = kv_cache[blocks].transpose(1, 2).flatten(0, 1)
+        keys, values = tokens.split(self.head_size, dim=-1)
+        return keys, values
 
 
 class MolmoTritonBackend(TritonAttentionBackend):

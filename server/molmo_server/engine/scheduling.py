@@ -2,10 +2,12 @@
 
 Under `bidirectional: all` the keys and values of a visual token depend on every image and frame
 of its prompt. So (1) tokens up to the end of the region are computed in one step, also when
-requests compete for token, encoder and cache budgets; the text behind may be chunked. (2) A
-prefix-cache hit that ends inside the region is dropped. (3) The block hashes of a request with
-media are salted with all its media and their places, so that a block is only shared between
-prompts with the same visual set. With `none` the stock scheduler runs and all this is free.
+requests compete for token, encoder and cache budgets; the text behind may be chunked. (2) The
+block hashes of a request with media are salted with all its media, their places and the text
+between them: a block is only shared between prompts with the same region. Then (3) a
+prefix-cache hit may end inside the region: what it holds was computed with the whole region, and
+the attention computes the rest against it. (A cache that is quantised cannot be read back for
+that: such a hit is dropped.) With `none` the stock scheduler runs and all this is free.
 
 Knows: vLLM 0.32's Scheduler. Does not know: tokens, attention.
 """
@@ -14,31 +16,33 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.utils.torch_utils import is_quantized_kv_cache
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from molmo_server.engine.visual_region import region_end, visual_set_digest
+from molmo_server.engine.visual_region import region_digest, region_end
 
 
 class KeepsVisualRegionWhole:
     """The rules above, over either of vLLM's schedulers."""
 
+    cache_config: Any
     encoder_cache_manager: Any
     kv_cache_manager: Any
 
     def add_request(self, request: Request) -> None:
         if request.mm_features:
-            visual_set = visual_set_digest(request.mm_features)
-            request.cache_salt = f"{request.cache_salt or ''}|visual-set:{visual_set}"
+            region = region_digest(request.mm_features, request.prompt_token_ids)
+            request.cache_salt = f"{request.cache_salt or ''}|visual-region:{region}"
             request.block_hashes = []
             request.update_block_hashes()
         super().add_request(request)  # type: ignore[misc]
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[Any, int, int, bool]:
         hit = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
-        n_cached = hit[1]
-        if 0 < n_cached < region_end(request.mm_features):
+        is_inside = 0 < hit[1] < region_end(request.mm_features)
+        if is_inside and is_quantized_kv_cache(self.cache_config.cache_dtype):
             return self.kv_cache_manager.empty_kv_cache_blocks, 0, 0, False
         return hit  # type: ignore[no-any-return]
 

@@ -5,7 +5,8 @@ stock kernel those rows are computed again under the bidirectional mask. Text ro
 and the KV cache stay the stock kernel's, and so does everything of other models.
 
 Knows: vLLM 0.32's interface of metadata builders and attention implementations.
-Does not know: which device; scheduling, which must bring the visual region in one step.
+Does not know: which device, how a cache is packed; scheduling, which must bring the visual region
+in one step, or the rest of it behind a prefix-cache hit.
 """
 
 from __future__ import annotations
@@ -49,6 +50,12 @@ class RecomputesVisualRows:
 
     scale: float
 
+    def read_cache(
+        self, layer: Any, kv_cache: torch.Tensor, blocks: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of whole cache blocks: two (tokens, kv heads, head size)."""
+        raise NotImplementedError
+
     def forward(
         self,
         layer: Any,
@@ -66,5 +73,18 @@ class RecomputesVisualRows:
         )
         plan: list[VisualRows] = getattr(attn_metadata, _PLAN, [])
         for rows in plan:
-            attend_visual_rows(rows, query, key, value, output.view(query.shape), scale=self.scale)
+            cached = None
+            if rows.n_cached:
+                n_blocks = rows.n_cached // kv_cache.shape[2]
+                blocks = attn_metadata.block_table[rows.request, :n_blocks]
+                cached = self.read_cache(layer, kv_cache, blocks.long())
+            attend_visual_rows(
+                rows,
+                query,
+                key,
+                value,
+                output.view(query.shape),
+                scale=self.scale,
+                cached=cached,
+            )
         return result

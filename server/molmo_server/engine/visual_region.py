@@ -14,6 +14,7 @@ Source: Molmo2's attention mask (`k <= q or both visual`).
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -59,25 +60,39 @@ def region_end(items: Sequence[_MediaItem]) -> int:
     return max(last + 1 for i in items for _, last in i.mm_position.extract_embeds_range())
 
 
-def visual_set_digest(items: Sequence[_MediaItem]) -> str:
-    """Fingerprint of which media a prompt holds and where; the key of what its blocks depend on."""
+def region_digest(items: Sequence[_MediaItem], token_ids: Sequence[int]) -> str:
+    """Fingerprint of all that keys and values up to the region's end depend on.
+
+    That is which media the prompt holds and where, and the text in front of and between them.
+    """
     digest = hashlib.sha256()
     for item in items:
         position = item.mm_position
         digest.update(f"{item.identifier}@{position.offset}+{position.length};".encode())
+    digest.update(array("q", token_ids[: region_end(items)]).tobytes())
     return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VisualRows:
-    """Where one request's visual queries stand in a step's batch and which keys they see."""
+    """One request's visual queries of a step, and which keys they see.
 
+    Keys are counted by their position in the prompt: those of earlier steps come from the cache,
+    the others are rows of this step's batch.
+    """
+
+    request: int
+    """Index in the batch, for the cache's block table."""
+    n_cached: int
+    """Tokens computed before this step, a prefix-cache hit that ended inside the region."""
+    new_keys: Run
+    """Rows of the batch that hold the keys from `n_cached` to the region's end."""
     runs: tuple[Run, ...]
-    """Rows of the batch that hold the visual tokens."""
-    key_rows: torch.Tensor
-    """Rows of the batch that hold the keys: text before the region, visual keys, region's text."""
+    """Rows of the batch that hold visual queries."""
+    key_order: torch.Tensor
+    """Positions: text before the region, visual keys, the region's text."""
     n_visible: tuple[int, ...]
-    """For each run: how many of `key_rows`, from the front, its queries see."""
+    """For each run: how many of `key_order`, from the front, its queries see."""
 
 
 def order_keys(runs: Sequence[Run]) -> tuple[list[int], list[int]]:
@@ -100,30 +115,35 @@ def plan_rows(
     n_computed: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> list[VisualRows]:
-    """Find the requests of a step whose visual region is computed in it.
+    """Find the requests of a step that compute (the rest of) their visual region in it.
 
     `query_begins` has one entry more than there are requests; `n_computed` is each request's
-    number of tokens computed before this step. Raises RuntimeError when a region is split over
-    steps: its early keys would lack what the late images add, so no step could be right.
+    number of tokens computed before this step. Raises RuntimeError when the step ends inside a
+    region: its early keys would lack what the late images add, so no step could be right.
     """
     plan = []
     for index, ranges in sorted(ranges_of_request.items()):
         runs = merge_runs(ranges)
-        if not runs or n_computed[index] >= runs[-1][1]:
+        done = n_computed[index]
+        if not runs or done >= runs[-1][1]:
             continue
-        first_row, n_query = query_begins[index], query_begins[index + 1] - query_begins[index]
-        if n_computed[index] != 0 or n_query < runs[-1][1]:
+        row, n_query = query_begins[index], query_begins[index + 1] - query_begins[index]
+        if done + n_query < runs[-1][1]:
             raise RuntimeError(
                 f"visual region [{runs[0][0]}, {runs[-1][1]}) was scheduled as tokens "
-                f"[{n_computed[index]}, {n_computed[index] + n_query}), it must be computed in one "
-                "step from token 0: start the engine with molmo_server's scheduler"
+                f"[{done}, {done + n_query}), a step must reach its end: start the engine with "
+                "molmo_server's scheduler"
             )
         order, n_visible = order_keys(runs)
+        todo = [(run, n) for run, n in zip(runs, n_visible, strict=True) if run[1] > done]
         plan.append(
             VisualRows(
-                runs=tuple((begin + first_row, end + first_row) for begin, end in runs),
-                key_rows=torch.tensor(order, device=device) + first_row,
-                n_visible=tuple(n_visible),
+                request=index,
+                n_cached=done,
+                new_keys=(row, row + runs[-1][1] - done),
+                runs=tuple((max(b, done) - done + row, e - done + row) for (b, e), _ in todo),
+                key_order=torch.tensor(order, device=device),
+                n_visible=tuple(n for _, n in todo),
             )
         )
     return plan
@@ -137,13 +157,16 @@ def attend_visual_rows(
     output: torch.Tensor,
     *,
     scale: float,
+    cached: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> None:
     """Overwrite the visual rows of `output` with attention under the bidirectional mask.
 
     `query` and `output` are (tokens, heads, head size), `key` and `value` (tokens, kv heads,
     head size), all rows of the step's batch; grouped queries where there are fewer kv heads.
+    `cached` are keys and values of positions [0, n_cached), needed when that is not empty.
     """
-    keys, values = (t[rows.key_rows].transpose(0, 1).unsqueeze(0) for t in (key, value))
+    old_keys, old_values = cached or (None, None)
+    keys, values = _ordered(key, rows, old_keys), _ordered(value, rows, old_values)
     for (begin, end), n_visible in zip(rows.runs, rows.n_visible, strict=True):
         attended = functional.scaled_dot_product_attention(
             query[begin:end].transpose(0, 1).unsqueeze(0),
@@ -153,3 +176,10 @@ def attend_visual_rows(
             enable_gqa=query.shape[1] != key.shape[1],
         )
         output[begin:end] = attended.squeeze(0).transpose(0, 1)
+
+
+def _ordered(batch: torch.Tensor, rows: VisualRows, cached: torch.Tensor | None) -> torch.Tensor:
+    """(1, kv heads, keys of the region, head size) in `key_order`."""
+    new = batch[rows.new_keys[0] : rows.new_keys[1]]
+    by_position = new if cached is None else torch.cat([cached, new])
+    return by_position[rows.key_order].transpose(0, 1).unsqueeze(0)

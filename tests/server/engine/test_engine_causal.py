@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from molmo_core.prompts import Turn
 
+from molmo_core.prompts import Turn
 from tests.support.checkpoint import write_checkpoint
 from tests.support.conversations import Conversation, draw_image, draw_text, few_conversations
 from tests.support.engine import running_engine

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from molmo_core.prompts import Turn
 
+from molmo_core.prompts import Turn
 from molmo_server.engine.plugin import STOCK_SWITCH
 from tests.support.checkpoint import write_checkpoint
 from tests.support.conversations import Conversation, draw_image, draw_text, few_conversations
@@ -40,7 +40,7 @@ def references(checkpoints):
 
 @pytest.fixture(scope="module")
 def engines(checkpoints, tmp_path_factory):
-    """"qwen3", "olmo3" as trained, and "stock": the first one in vLLM's own Molmo2."""
+    """ "qwen3", "olmo3" as trained, and "stock": the first one in vLLM's own Molmo2."""
     wanted = {
         "qwen3": (checkpoints["qwen3"], {}),
         "olmo3": (checkpoints["olmo3"], {}),

@@ -1,0 +1,111 @@
+"""What each method of a client sends and expects, the same for the sync and the async one.
+
+Knows: paths, bodies and answer types of the verbs. Does not know: how a request is sent.
+Source: `molmo_core.api`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypedDict, TypeVar
+
+import httpx2
+from pydantic import BaseModel, ValidationError
+
+from molmo_client.failures import RequestFailed, failure_of
+from molmo_client.media import EncodedMedia, MediaInput, encode_all
+from molmo_core import api
+from molmo_core.errors import InvalidMedia, InvalidRequest
+
+Answer = TypeVar("Answer", bound=BaseModel)
+Request = TypeVar("Request", bound=BaseModel)
+
+
+class Generation(TypedDict, total=False):
+    """Keyword arguments that every verb takes; see `molmo_core.api.GenerationOptions`."""
+
+    model: str | None
+    max_tokens: int | None
+    temperature: float
+    seed: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call(Generic[Answer]):
+    method: str
+    path: str
+    body: bytes | None
+    answer_type: type[Answer]
+
+    def request_options(self) -> dict[str, Any]:
+        """Keyword arguments for `httpx2`'s `request`."""
+        options: dict[str, Any] = {"method": self.method, "url": self.path}
+        if self.body is not None:
+            options |= {"content": self.body, "headers": {"content-type": "application/json"}}
+        return options
+
+    def read(self, response: httpx2.Response) -> Answer:
+        """The typed answer; raises the error that an answer without success stands for."""
+        if response.status_code >= 400:
+            raise failure_of(response.status_code, response.headers, response.content)
+        try:
+            return self.answer_type.model_validate_json(response.content)
+        except ValidationError as failure:
+            raise RequestFailed(
+                f"{response.url} answered {response.status_code} with something else than a "
+                f"{self.answer_type.__name__}; check that the address is a Molmo server"
+            ) from failure
+
+
+def point(media: MediaInput, what: str, options: Generation) -> Call[api.PointAnswer]:
+    fields = {**_media_fields(media), "object": what, **options}
+    return _verb("/v1/point", api.PointRequest, fields, api.PointAnswer)
+
+
+def count(media: MediaInput, what: str, options: Generation) -> Call[api.CountAnswer]:
+    fields = {**_media_fields(media), "object": what, **options}
+    return _verb("/v1/count", api.CountRequest, fields, api.CountAnswer)
+
+
+def track(video: MediaInput, what: str, options: Generation) -> Call[api.TrackAnswer]:
+    media = _media_fields(video)
+    if "video_url" not in media:
+        raise InvalidMedia("tracking takes one video and got a picture; use point for pictures")
+    fields = {**media, "object": what, **options}
+    return _verb("/v1/track", api.TrackRequest, fields, api.TrackAnswer)
+
+
+def caption(media: MediaInput, options: Generation) -> Call[api.CaptionAnswer]:
+    fields = {**_media_fields(media), **options}
+    return _verb("/v1/caption", api.CaptionRequest, fields, api.CaptionAnswer)
+
+
+def query(media: MediaInput, question: str, options: Generation) -> Call[api.QueryAnswer]:
+    fields = {**_media_fields(media), "question": question, **options}
+    return _verb("/v1/query", api.QueryRequest, fields, api.QueryAnswer)
+
+
+def models() -> Call[api.ModelList]:
+    return Call(method="GET", path="/v1/models", body=None, answer_type=api.ModelList)
+
+
+def _media_fields(media: MediaInput | EncodedMedia) -> dict[str, Any]:
+    encoded = encode_all(media)
+    if encoded[0].kind == "video":
+        return {"video_url": encoded[0].url}
+    if len(encoded) == 1:
+        return {"image_url": encoded[0].url}
+    return {"images": [one.url for one in encoded]}
+
+
+def _verb(
+    path: str, request_type: type[Request], fields: dict[str, Any], answer_type: type[Answer]
+) -> Call[Answer]:
+    try:
+        request = request_type.model_validate(fields)
+    except ValidationError as failure:
+        first = failure.errors(include_input=False, include_url=False)[0]
+        param = ".".join(str(part) for part in first["loc"]) or None
+        raise InvalidRequest(f"{param or 'request'}: {first['msg']}", param=param) from failure
+    body = request.model_dump_json(exclude_none=True).encode()
+    return Call(method="POST", path=path, body=body, answer_type=answer_type)

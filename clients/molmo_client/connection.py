@@ -1,0 +1,88 @@
+"""Where the server is and how patiently it is asked.
+
+Knows: addresses, keys, time limits, and the environment variables of the client: `MOLMO_SERVER`
+and `MOLMO_API_KEY`, read here and nowhere else. Does not know: verbs. Source: this project's own.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+import molmo_core
+from molmo_client.failures import AnswerTimedOut, ServerUnreachable
+from molmo_client.retries import RetryPolicy
+from molmo_core.errors import InvalidRequest, MolmoError
+
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Connection:
+    """`answer_timeout_s` bounds the silence between two bytes of an answer, which comes whole."""
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+    connect_timeout_s: float = 5.0
+    answer_timeout_s: float = 600.0
+    retries: RetryPolicy = RetryPolicy()
+
+    def httpx_options(self) -> dict[str, Any]:
+        """Keyword arguments for `httpx2.Client` and `httpx2.AsyncClient`."""
+        headers = {"user-agent": f"molmo-client/{molmo_core.__version__}"}
+        if self.api_key:
+            headers["authorization"] = f"Bearer {self.api_key}"
+        return {
+            "base_url": self.url,
+            "headers": headers,
+            "timeout": httpx2.Timeout(self.answer_timeout_s, connect=self.connect_timeout_s),
+            "limits": httpx2.Limits(max_connections=1000, max_keepalive_connections=100),
+            # A proxy of the environment cannot reach this machine's own loopback.
+            "trust_env": urlsplit(self.url).hostname not in _LOOPBACK_HOSTS,
+        }
+
+    def failure(self, failure: httpx2.TransportError) -> MolmoError:
+        """What a caller is told when the last try ended in `failure`."""
+        if isinstance(failure, httpx2.ReadTimeout | httpx2.WriteTimeout):
+            return AnswerTimedOut(
+                f"{self.url} did not answer within {self.answer_timeout_s:g} s; "
+                "ask for less, or allow more with answer_timeout_s"
+            )
+        reason = str(failure) or type(failure).__name__
+        return ServerUnreachable(
+            f"cannot reach a server at {self.url} ({reason}); start it with `molmo serve`, "
+            "or name another with --server or MOLMO_SERVER"
+        )
+
+
+def connection_to(
+    url: str | None = None,
+    *,
+    api_key: str | None = None,
+    answer_timeout_s: float = 600.0,
+    retries: RetryPolicy | None = None,
+) -> Connection:
+    """A connection to `url`, else to `MOLMO_SERVER`, else to this machine's port 8000.
+
+    Raises InvalidRequest for an address that is not http(s).
+    """
+    named = url or os.environ.get("MOLMO_SERVER") or DEFAULT_SERVER
+    address = named.rstrip("/").removesuffix("/v1")
+    try:
+        parts = urlsplit(address)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        is_usable = False
+    if not is_usable:
+        raise InvalidRequest(f"server address is {named!r}; write it as http://HOST:PORT")
+    return Connection(
+        url=address,
+        api_key=api_key or os.environ.get("MOLMO_API_KEY") or None,
+        answer_timeout_s=answer_timeout_s,
+        retries=retries or RetryPolicy(),
+    )

@@ -1,0 +1,76 @@
+"""The types that pass along the data pipeline: `Example` (raw), `Tokenized` (arrays), `Batch`.
+
+Shapes: B rows, S tokens, C crops, P patches a crop, M visual tokens, K patches a token pools.
+Knows: nothing but the types. Source: message trees and loss weights of Molmo2's training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from molmo_core.prompts import Turn
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """One conversation about the media; branches of an example do not see each other."""
+
+    turns: tuple[Turn, ...]
+    weight: float = 1.0
+    """Factor on the loss of every answer token of this branch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """Media and what is asked about them; images or one video, not both."""
+
+    branches: tuple[Branch, ...]
+    images: Sequence[NDArray[np.uint8]] = ()
+    frames: Sequence[NDArray[np.uint8]] = ()
+    frame_times_s: Sequence[float] = ()
+    objects: Sequence[Sequence[MarkedObject]] = ()
+    """What stands in each image or frame, where known: trains the vision tower directly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedObject:
+    """An object's centre in 0…1 and its kind, as class numbers."""
+
+    x: float
+    y: float
+    shape: int
+    colour: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenized:
+    """One example as arrays. Targets are shifted: position s predicts `targets[s]`."""
+
+    input_ids: NDArray[np.int64]  # (S,)
+    targets: NDArray[np.int64]  # (S,)
+    weights: NDArray[np.float32]  # (S,) 0 where nothing is learnt
+    position_ids: NDArray[np.int64]  # (S,)
+    subsegments: NDArray[np.int64]  # (S,)
+    crops: NDArray[np.float32]  # (C, P, pixels)
+    pooling: NDArray[np.int64]  # (M, K) into C · P, −1 = none
+    patch_targets: NDArray[np.float32]  # (C, P, 5): present, shape, colour, dx, dy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Rows padded to one length; `pooling` counts over all crops of the batch."""
+
+    input_ids: Tensor  # (B, S)
+    targets: Tensor  # (B, S)
+    weights: Tensor  # (B, S)
+    position_ids: Tensor  # (B, S)
+    subsegments: Tensor  # (B, S)
+    valid: Tensor  # (B, S) bool
+    crops: Tensor  # (C, P, pixels)
+    pooling: Tensor  # (M, K)
+    patch_targets: Tensor  # (C, P, 5)
+    n_examples: int = field(default=0)

@@ -1,0 +1,92 @@
+"""Batches without end: kinds of examples are drawn by rate, a batch holds one kind.
+
+Knows: padding and collation, and that batch n depends on the seed and n alone, so that a run
+can be resumed at any batch. Does not know: what the examples are about, models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from molmo_training.data.example import Batch, Example, Tokenized
+from molmo_training.data.tokenize import Tokenizing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A kind of examples: how to make one, how often a batch is of it, rows a batch."""
+
+    name: str
+    make: Callable[[np.random.Generator], Example]
+    rate: float
+    batch_size: int
+
+
+class BatchStream(IterableDataset[Batch]):
+    """Batches from `first_batch` on; batch n is a function of (seed, n)."""
+
+    def __init__(
+        self, sources: Sequence[Source], tokenizing: Tokenizing, seed: int, first_batch: int = 0
+    ) -> None:
+        self.sources, self.tokenizing = tuple(sources), tokenizing
+        self.seed, self.first_batch = seed, first_batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = torch.utils.data.get_worker_info()
+        step, start = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        number = self.first_batch + start
+        while True:
+            yield self.batch(number)
+            number += step
+
+    def batch(self, number: int) -> Batch:
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
+        rates = np.array([s.rate for s in self.sources])
+        source = self.sources[int(rng.choice(len(rates), p=rates / rates.sum()))]
+        return collate([self.tokenizing(source.make(rng)) for _ in range(source.batch_size)])
+
+
+def make_loader(stream: BatchStream, *, n_workers: int) -> DataLoader[Batch]:
+    """A loader that hands out whole batches, prepared in `n_workers` processes."""
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=n_workers,
+        prefetch_factor=4 if n_workers else None,
+        persistent_workers=n_workers > 0,
+    )
+
+
+def collate(rows: Sequence[Tokenized]) -> Batch:
+    """Pad rows to the longest; pooling indices are shifted behind the crops of earlier rows."""
+    length = max(len(r.input_ids) for r in rows)
+    pooling, first = [], 0
+    for row in rows:
+        pooling.append(np.where(row.pooling >= 0, row.pooling + first, -1))
+        first += row.crops.shape[0] * row.crops.shape[1]
+
+    def padded(name: str) -> torch.Tensor:
+        arrays = [getattr(r, name) for r in rows]
+        out = np.zeros((len(rows), length), dtype=arrays[0].dtype)
+        for i, array in enumerate(arrays):
+            out[i, : len(array)] = array
+        return torch.from_numpy(out)
+
+    lengths = torch.tensor([len(r.input_ids) for r in rows])
+    return Batch(
+        input_ids=padded("input_ids"),
+        targets=padded("targets"),
+        weights=padded("weights"),
+        position_ids=padded("position_ids"),
+        subsegments=padded("subsegments"),
+        valid=torch.arange(length)[None] < lengths[:, None],
+        crops=torch.from_numpy(np.concatenate([r.crops for r in rows])),
+        pooling=torch.from_numpy(np.concatenate(pooling)),
+        patch_targets=torch.from_numpy(np.concatenate([r.patch_targets for r in rows])),
+        n_examples=len(rows),
+    )

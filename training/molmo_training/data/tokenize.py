@@ -1,0 +1,139 @@
+"""From an example to arrays: message tree, loss weights, positions, crops, pooling index.
+
+Knows: the token layout of training (branches behind a shared visual prefix). Does not know:
+where examples come from, batches, models. Source: spec of Molmo2's training, message trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from molmo_core.images import ImageGeometry, PreparedImage, image_tokens, prepare_image
+from molmo_core.prompts import media_placeholders, user_turn
+from molmo_core.tokens import IMAGE, TURN_END
+from molmo_core.videos import VideoGeometry, prepare_frames, video_text
+from numpy.typing import NDArray
+
+from molmo_training.data.example import Branch, Example, MarkedObject, Tokenized
+
+PREFIX_SUBSEGMENT = 10_000
+"""Sub-segment id of the tokens that all branches see."""
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizing:
+    """What turns examples into arrays: the text encoder and the geometry of the media."""
+
+    encode: Encode
+    images: ImageGeometry
+    videos: VideoGeometry
+
+    def __call__(self, example: Example) -> Tokenized:
+        prefix, media = self._prefix(example)
+        eos = self.encode(TURN_END)
+        ids, targets, weights, positions, subsegments = _start(eos + prefix)
+        for number, branch in enumerate(example.branches):
+            b_ids, b_weights = self._branch(branch, eos)
+            ids += b_ids
+            targets += b_ids[1:] + eos
+            weights += [*b_weights[1:], b_weights[-1]]
+            positions += range(len(eos) + len(prefix), len(eos) + len(prefix) + len(b_ids))
+            subsegments += [number] * len(b_ids)
+        return Tokenized(
+            input_ids=np.array(ids, dtype=np.int64),
+            targets=np.array(targets, dtype=np.int64),
+            weights=np.array(weights, dtype=np.float32),
+            position_ids=np.array(positions, dtype=np.int64),
+            subsegments=np.array(subsegments, dtype=np.int64),
+            crops=np.concatenate([m.crops for m in media]),
+            pooling=_joint_pooling(media),
+            patch_targets=self._patch_targets(example, media),
+        )
+
+    def _prefix(self, example: Example) -> tuple[list[int], list[PreparedImage]]:
+        if len(example.frames):
+            video = prepare_frames(example.frames, self.videos)
+            return self.encode(video_text(example.frame_times_s, self.videos)), [video]
+        media = [prepare_image(pixels, self.images) for pixels in example.images]
+        pieces = media_placeholders(len(media), 0).split(IMAGE)
+        blocks = ["".join(image_tokens(m.grid, self.images)) for m in media]
+        text = "".join(p + b for p, b in zip(pieces, [*blocks, ""], strict=True))
+        return self.encode(text), media
+
+    def _branch(self, branch: Branch, eos: list[int]) -> tuple[list[int], list[float]]:
+        """Tokens and weights of a branch; EOS after each answer but the last."""
+        ids: list[int] = []
+        weights: list[float] = []
+        for index, turn in enumerate(branch.turns):
+            is_last = index == len(branch.turns) - 1
+            if turn.role == "user":
+                piece, weight = self.encode(user_turn(turn.text, is_first=index == 0)), 0.0
+            else:
+                piece = self.encode(turn.text) + ([] if is_last else eos)
+                weight = branch.weight
+            ids += piece
+            weights += [weight] * len(piece)
+        return ids, weights
+
+    def _patch_targets(
+        self, example: Example, media: Sequence[PreparedImage]
+    ) -> NDArray[np.float32]:
+        if len(example.frames):
+            n = self.videos.crop_px // self.videos.patch_px
+            marks = example.objects or [()] * len(example.frames)
+            return np.stack([mark_patches(objects, n, n) for objects in marks])
+        geometry, n = self.images, self.images.crop_patches
+        marks = example.objects or [()] * len(media)
+        crops: list[NDArray[np.float32]] = []
+        for prepared, objects in zip(media, marks, strict=True):
+            crops.append(mark_patches(objects, n, n))
+            step = geometry.window_px // geometry.patch_px
+            margin = sum(geometry.overlap_margins)
+            rows = (prepared.crops.shape[0] - 1) // _n_cols(prepared, geometry)
+            cols = _n_cols(prepared, geometry)
+            whole = mark_patches(objects, rows * step + margin, cols * step + margin)
+            whole = whole.reshape(rows * step + margin, cols * step + margin, -1)
+            for tile in range(rows * cols):
+                top, left = (tile // cols) * step, (tile % cols) * step
+                crops.append(whole[top : top + n, left : left + n].reshape(n * n, -1))
+        return np.stack(crops)
+
+
+def _start(
+    prefix: list[int],
+) -> tuple[list[int], list[int], list[float], list[int], list[int]]:
+    n = len(prefix)
+    targets = [*prefix[1:], prefix[-1]]
+    return list(prefix), targets, [0.0] * n, list(range(n)), [PREFIX_SUBSEGMENT] * n
+
+
+def _n_cols(prepared: PreparedImage, geometry: ImageGeometry) -> int:
+    patches = prepared.grid.high_cols * geometry.pooling_hw[1] - sum(geometry.overlap_margins)
+    return max(patches // (geometry.window_px // geometry.patch_px), 1)
+
+
+def _joint_pooling(media: Sequence[PreparedImage]) -> NDArray[np.int64]:
+    """Indices of each image, shifted behind the patches of the images before it."""
+    shifted, first = [], 0
+    for part in media:
+        shifted.append(np.where(part.pooling >= 0, part.pooling + first, -1))
+        first += part.crops.shape[0] * part.crops.shape[1]
+    return np.concatenate(shifted)
+
+
+def mark_patches(objects: Sequence[MarkedObject], rows: int, cols: int) -> NDArray[np.float32]:
+    """For each patch of a rows × cols grid: (present, shape, colour, dx, dy).
+
+    An object is marked at the patch that holds its centre; dx, dy are its offset from that
+    patch's centre in patches. Returns (rows · cols, 5).
+    """
+    grid = np.zeros((rows, cols, 5), dtype=np.float32)
+    for mark in objects:
+        row, col = min(int(mark.y * rows), rows - 1), min(int(mark.x * cols), cols - 1)
+        offset_x, offset_y = mark.x * cols - col - 0.5, mark.y * rows - row - 0.5
+        grid[row, col] = (1.0, mark.shape, mark.colour, offset_x, offset_y)
+    return grid.reshape(rows * cols, 5)

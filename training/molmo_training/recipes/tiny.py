@@ -1,0 +1,172 @@
+"""molmo2-tiny: a Molmo2 of a few million parameters, trained from nothing on drawn scenes.
+
+`python -m molmo_training.recipes.tiny train FOLDER` trains, `… export FOLDER OUT` writes the
+checkpoint that ships with the package. Knows: sizes, data mixture, schedule of this one model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from molmo_core.images import ImageGeometry
+from molmo_core.scenes import COLOURS, SHAPES
+from molmo_core.videos import VideoGeometry
+from molmo_hf.configuration_molmo2 import (
+    Molmo2AdapterConfig,
+    Molmo2Config,
+    Molmo2TextConfig,
+    Molmo2VitConfig,
+)
+from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
+
+from molmo_training.data.loader import BatchStream, Source, make_loader
+from molmo_training.data.scenes import image_example, multi_image_example, video_example
+from molmo_training.data.tokenize import Tokenizing
+from molmo_training.loss import PatchProbe
+from molmo_training.optim import OptimConfig
+from molmo_training.trainer import Trainer, TrainerConfig
+from molmo_training.vocabulary import load_vocabulary
+
+CROP_PX, PATCH_PX = 126, 14
+VOCAB_SIZE = 512
+IMAGES = ImageGeometry(crop_px=CROP_PX, patch_px=PATCH_PX, max_crops=2, overlap_margins=(1, 1))
+VIDEOS = VideoGeometry(crop_px=CROP_PX, patch_px=PATCH_PX, max_frames=24)
+SEED = 691_203
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyRecipe:
+    """Everything that decides the weights."""
+
+    folder: Path
+    max_steps: int = 60_000
+    max_seconds: float | None = None
+    learning_rate: float = 1.5e-3
+    n_threads: int = 2
+    n_workers: int = 1
+    seed: int = SEED
+
+
+def tiny_config() -> Molmo2Config:
+    """4 tower layers and 6 decoder layers of width 192: about 5 M parameters."""
+    vit = Molmo2VitConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        head_dim=32,
+        image_default_input_size=(CROP_PX, CROP_PX),
+        image_patch_size=PATCH_PX,
+        image_num_pos=(CROP_PX // PATCH_PX) ** 2,
+    )
+    adapter = Molmo2AdapterConfig(
+        vit_layers=(-1, -3),
+        hidden_size=192,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        head_dim=32,
+        intermediate_size=512,
+        text_hidden_size=192,
+    )
+    text = Molmo2TextConfig(
+        hidden_size=192,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=VOCAB_SIZE,
+        qkv_bias=False,
+        num_hidden_layers=6,
+        intermediate_size=512,
+        max_position_embeddings=4096,
+        rope_theta=10_000.0,
+        use_qk_norm=True,
+        qk_norm_type="qwen3",
+    )
+    return Molmo2Config(vit_config=vit, adapter_config=adapter, text_config=text)
+
+
+def build_model(seed: int) -> Molmo2ForConditionalGeneration:
+    """Random weights; positions of patches start as 2-D sines, so that places differ at once."""
+    torch.manual_seed(seed)
+    model = Molmo2ForConditionalGeneration(tiny_config())
+    vit = model.model.vision_backbone.image_vit
+    with torch.no_grad():
+        vit.positional_embedding.copy_(sine_positions(CROP_PX // PATCH_PX, 192))
+    return model
+
+
+def sine_positions(side: int, width: int) -> torch.Tensor:
+    """2-D sine-cosine positions (side², width): the first half of the width tells the row."""
+    frequencies = torch.exp(torch.arange(width // 4) * (-np.log(10_000.0) / (width // 4)))
+    angles = torch.arange(side)[:, None] * frequencies[None] * (np.pi / 2)
+    line = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (side, width / 2)
+    rows = line[:, None].expand(side, side, -1)
+    cols = line[None].expand(side, side, -1)
+    return torch.cat([rows, cols], dim=-1).reshape(side * side, width).float()
+
+
+def sources() -> list[Source]:
+    return [
+        Source(name="image", make=image_example, rate=0.6, batch_size=24),
+        Source(name="images", make=multi_image_example, rate=0.15, batch_size=12),
+        Source(
+            name="video", make=partial(video_example, geometry=VIDEOS), rate=0.25, batch_size=8
+        ),
+    ]
+
+
+def build_trainer(recipe: TinyRecipe) -> tuple[Trainer, Tokenizing]:
+    torch.set_num_threads(recipe.n_threads)
+    model = build_model(recipe.seed)
+    adapter = model.config.adapter_config
+    width = model.config.vit_config.hidden_size * len(adapter.vit_layers)
+    probe = PatchProbe(width, len(SHAPES), len(COLOURS))
+    rate = recipe.learning_rate
+    config = TrainerConfig(
+        folder=recipe.folder,
+        max_steps=recipe.max_steps,
+        max_seconds=recipe.max_seconds,
+        optim=OptimConfig(llm_lr=rate, connector_lr=rate, vit_lr=rate),
+    )
+    tokenizing = Tokenizing(encode=load_vocabulary().encode, images=IMAGES, videos=VIDEOS)
+    return Trainer(model, probe, config), tokenizing
+
+
+def train(recipe: TinyRecipe) -> Trainer:
+    """Run the recipe, going on where its folder stands."""
+    trainer, tokenizing = build_trainer(recipe)
+    trainer.resume()
+    stream = BatchStream(sources(), tokenizing, recipe.seed, first_batch=trainer.step)
+    trainer.run(make_loader(stream, n_workers=recipe.n_workers))
+    return trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--hours", type=float, default=None)
+    parser.add_argument("--max-steps", type=int, default=60_000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train(
+        TinyRecipe(
+            folder=arguments.folder,
+            max_steps=arguments.max_steps,
+            max_seconds=arguments.hours * 3600 if arguments.hours else None,
+            n_threads=arguments.threads,
+            learning_rate=arguments.learning_rate,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
