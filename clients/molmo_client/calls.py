@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
 import httpx2
+from molmo_core import api
+from molmo_core.errors import InvalidMedia, InvalidRequest
 from pydantic import BaseModel, ValidationError
 
 from molmo_client.failures import RequestFailed, failure_of
-from molmo_client.media import EncodedMedia, MediaInput, encode_all
-from molmo_core import api
-from molmo_core.errors import InvalidMedia, InvalidRequest
+from molmo_client.media import MediaInput, encode_all
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Request = TypeVar("Request", bound=BaseModel)
@@ -89,7 +89,7 @@ def models() -> Call[api.ModelList]:
     return Call(method="GET", path="/v1/models", body=None, answer_type=api.ModelList)
 
 
-def _media_fields(media: MediaInput | EncodedMedia) -> dict[str, Any]:
+def _media_fields(media: MediaInput) -> dict[str, Any]:
     encoded = encode_all(media)
     if encoded[0].kind == "video":
         return {"video_url": encoded[0].url}

@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-
 import molmo_core
+from molmo_core.errors import InvalidRequest, MolmoError
+
 from molmo_client.failures import AnswerTimedOut, ServerUnreachable
 from molmo_client.retries import RetryPolicy
-from molmo_core.errors import InvalidRequest, MolmoError
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -30,7 +30,7 @@ class Connection:
     api_key: str | None = field(default=None, repr=False)
     connect_timeout_s: float = 5.0
     answer_timeout_s: float = 600.0
-    retries: RetryPolicy = RetryPolicy()
+    retries: RetryPolicy = field(default_factory=RetryPolicy)
 
     def httpx_options(self) -> dict[str, Any]:
         """Keyword arguments for `httpx2.Client` and `httpx2.AsyncClient`."""

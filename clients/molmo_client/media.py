@@ -13,19 +13,28 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, cast
 
 import numpy as np
+from molmo_core.errors import InvalidMedia
 from PIL import Image
 
-from molmo_core.errors import InvalidMedia
+MediaKind = Literal["image", "video"]
 
-OneMedia = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedMedia:
+    """One picture or video as a URL, ready to be sent any number of times."""
+
+    url: str
+    kind: MediaKind
+
+
+OneMedia = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | EncodedMedia
 """A path, a data or http(s) URL, the bytes of a file, an open binary file, a PIL picture, or an
 array of (height, width, 3) or (height, width) uint8."""
 MediaInput = OneMedia | Sequence[OneMedia]
 
-MediaKind = Literal["image", "video"]
 _URL_SCHEMES = ("data:", "http://", "https://")
 _STILL_BRANDS = {b"avif": "image/avif", b"heic": "image/heic", b"mif1": "image/heic"}
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
@@ -43,23 +52,13 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, type
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedMedia:
-    """One picture or video as a URL, ready to be sent any number of times."""
-
-    url: str
-    kind: MediaKind
-
-
-def encode_all(media: MediaInput | EncodedMedia) -> list[EncodedMedia]:
+def encode_all(media: MediaInput) -> list[EncodedMedia]:
     """Every picture of `media`, or its one video; raises InvalidMedia for a mixture.
 
     Reading files and compressing arrays happens here, on the calling thread.
     """
-    if isinstance(media, list | tuple):
-        encoded = [encode(one) for one in media]
-    else:
-        encoded = [encode(media)]  # type: ignore[arg-type]  # a sequence is a list or a tuple
+    many = cast("Sequence[OneMedia]", media if isinstance(media, list | tuple) else [media])
+    encoded = [encode(one) for one in many]
     n_videos = sum(one.kind == "video" for one in encoded)
     if not encoded or (n_videos and len(encoded) > 1):
         raise InvalidMedia(
@@ -69,7 +68,7 @@ def encode_all(media: MediaInput | EncodedMedia) -> list[EncodedMedia]:
     return encoded
 
 
-def encode(media: OneMedia | EncodedMedia) -> EncodedMedia:
+def encode(media: OneMedia) -> EncodedMedia:
     """One picture or video as a data URL; http(s) URLs stay as they are.
 
     Raises InvalidMedia for a missing file, an unknown file type or another array.

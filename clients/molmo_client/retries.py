@@ -38,9 +38,7 @@ class RetryPolicy:
         """
         if n_tries > self.n_retries or not is_worth_retrying(outcome):
             return None
-        headers: Mapping[str, str] = (
-            outcome.headers if isinstance(outcome, httpx2.Response) else {}
-        )
+        headers: Mapping[str, str] = outcome.headers if isinstance(outcome, httpx2.Response) else {}
         asked_s = retry_after_s(headers)
         if asked_s is not None:
             return asked_s if asked_s <= self.longest_obeyed_s else None

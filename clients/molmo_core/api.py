@@ -11,28 +11,49 @@ translates), HTTP. Chat requests are OpenAI's; their answers carry `Grounding` a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, LiteralString, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from molmo_core import points as core
 from molmo_core.points import WarningCode
 from molmo_core.videos import VideoInfo
 
-DataUrl = Annotated[str, Field(description="`data:image/png;base64,…` or `data:video/mp4;base64,…`")]
+DataUrl = Annotated[
+    str, Field(description="`data:image/png;base64,…` or `data:video/mp4;base64,…`")
+]
 
 
 def _is_none(value: Any) -> bool:
     return value is None
 
 
-class _Request(BaseModel):
-    """Unknown fields are refused."""
+class StrictRequest(BaseModel):
+    """Base of everything a caller sends: unknown fields are refused, with near matches."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_only_known_fields(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for name in data.keys() - cls.model_fields.keys():
+                raise PydanticCustomError("unknown_field", _unknown_field_message(cls, str(name)))
+        return data
 
-class GenerationOptions(_Request):
+
+def _unknown_field_message(model: type[BaseModel], name: str) -> LiteralString:
+    near = get_close_matches(name, model.model_fields, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "leave it out;"
+    allowed = ", ".join(sorted(model.model_fields))
+    # Braces would be read as places to fill in.
+    shown = name[:60].replace("{", "(").replace("}", ")")
+    return cast(LiteralString, f"got the unknown field {shown!r}: {hint} allowed are {allowed}")
+
+
+class GenerationOptions(StrictRequest):
     """How the answer is generated; every verb takes these."""
 
     model: str | None = None
@@ -138,7 +159,7 @@ class Frame(_Answer):
     time: float
 
 
-class Warning(_Answer):
+class GroundingWarning(_Answer):
     """What was wrong with the text that the model wrote; see `molmo_core.points`."""
 
     code: WarningCode
@@ -175,7 +196,7 @@ class Grounding(_Answer):
     declared_count: int | None
     """The number that the sentence states; None when it states none."""
     is_explicit_none: bool
-    warnings: list[Warning]
+    warnings: list[GroundingWarning]
     frames: list[Frame]
     """Of the video; empty for images."""
 
@@ -200,7 +221,8 @@ class Grounding(_Answer):
             declared_count=grounding.declared_count,
             is_explicit_none=grounding.is_explicit_none,
             warnings=[
-                Warning(code=w.code, message=w.message, span=w.span) for w in grounding.warnings
+                GroundingWarning(code=w.code, message=w.message, span=w.span)
+                for w in grounding.warnings
             ],
             frames=[Frame(index=_frame_at(t, video) or 0, time=t) for t in frame_times_s],
         )
@@ -266,7 +288,7 @@ class VerbAnswer(_Answer):
     media: list[Media]
     frames: list[Frame]
     """Frames of the video that the model saw; empty for images."""
-    warnings: list[Warning]
+    warnings: list[GroundingWarning]
     usage: Usage
 
 

@@ -28,7 +28,10 @@ class RunningEngine:
 
     def __post_init__(self) -> None:
         self.client = httpx2.Client(
-            transport=httpx2.HTTPTransport(uds=str(self.socket)),
+            # The server closes idle connections; one that is used once cannot race with that.
+            transport=httpx2.HTTPTransport(
+                uds=str(self.socket), limits=httpx2.Limits(max_keepalive_connections=0)
+            ),
             base_url="http://engine",
             timeout=300,
         )

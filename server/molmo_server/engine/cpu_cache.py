@@ -60,7 +60,7 @@ def _packing(
             found[half] += packed.reshape(-1).long() * weight
     if not all(torch.equal(half.sort().values, number) for half in found):
         raise RuntimeError(
-            f"the CPU cache packs blocks of {block_size} × {head_size} {dtype} for {isa!r} "
+            f"the CPU cache packs blocks of {block_size} by {head_size} {dtype} for {isa!r} "
             "otherwise than by reordering; start the engine without prefix caching"
         )
     keys, values = (half.argsort() for half in found)

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 
 from molmo_core.prompts import Turn
 from molmo_server.engine.plugin import STOCK_SWITCH
 from tests.support.checkpoint import write_checkpoint
-from tests.support.conversations import Conversation, draw_image, draw_text, few_conversations
+from tests.support.conversations import (
+    Conversation,
+    draw_image,
+    draw_text,
+    draw_video,
+    few_conversations,
+)
 from tests.support.engine import engines_side_by_side
 from tests.support.parity import TOLERANCE, ask, compare
 from tests.support.reference import Reference
@@ -110,7 +117,7 @@ def check(engines, references):
 
 
 def images_of(*seeds: int) -> Conversation:
-    files = tuple(draw_image(90 + s, 140, s) for s in seeds)
+    files = tuple(draw_image(90 + s % 50, 140, s) for s in seeds)  # 410 tokens each
     return Conversation(name="cached", turns=(), images=files)
 
 
@@ -124,14 +131,37 @@ def test_a_cached_prompt_gives_the_same_answer(check):
     assert check(conversation) >= region_end
 
 
-def test_a_hit_behind_the_images_is_used_by_another_question(check):
-    check(with_text(images_of(411), LONG_TEXT + " First."))
-    assert check(with_text(images_of(411), LONG_TEXT + " Second.")) >= 411
+def test_another_question_about_an_image_uses_the_hit_that_ends_inside_it(check):
+    assert check(with_text(images_of(421), "One?")) == 0
+    assert check(with_text(images_of(421), "Two, and more?")) == 384
 
 
-def test_a_hit_inside_the_images_is_not_used(check):
-    check(with_text(images_of(421), "One?"))
-    assert check(with_text(images_of(421), "Two?")) == 0
+def test_another_question_about_several_images_uses_the_hit(check):
+    assert check(with_text(images_of(425, 426, 427), "One?")) == 0
+    assert check(with_text(images_of(425, 426, 427), "And now?")) == 1152
+
+
+@pytest.mark.parametrize("n_frames", [40, 61, 77, 90])
+def test_another_question_about_a_video_uses_the_hit_between_its_frames(check, n_frames):
+    video = draw_video(Fraction(25), n_frames, 1000 + n_frames, (96, 64))
+    conversation = Conversation(name="cached", turns=(), video=video)
+    assert check(with_text(conversation, "One?")) == 0
+    n_region = (n_frames * 2 // 25 + 2) * 83  # and the timestamps
+    assert check(with_text(conversation, "And now?")) >= n_region - 128
+
+
+def test_the_same_question_at_once_shares_within_a_step(engines, references):
+    conversation = with_text(images_of(461, 462), "Both?")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(
+            pool.map(
+                lambda c: ask(engines["qwen3"], c, n_steps=8, with_prompt=False), [conversation] * 4
+            )
+        )
+    for answer in answers:
+        difference = compare(answer, references["qwen3"], conversation)
+        assert difference.largest <= TOLERANCE
+        assert difference.greedy_equal
 
 
 def test_another_image_behind_changes_the_keys_of_the_first(check):

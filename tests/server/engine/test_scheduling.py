@@ -19,6 +19,7 @@ class StockScheduler:
         self.hit = ("blocks", 0, 0, False)
         self.added, self.freed = [], []
         self.encoder_cache_manager = SimpleNamespace(free=self.freed.append)
+        self.cache_config = SimpleNamespace(cache_dtype="auto")
         self.kv_cache_manager = SimpleNamespace(empty_kv_cache_blocks="no blocks")
 
     def add_request(self, request):
@@ -52,6 +53,7 @@ class Request:
             for name, at, n in media
         ]
         self.cache_salt = salt
+        self.prompt_token_ids = list(range(40))
         self.block_hashes = ["stale"]
 
     def update_block_hashes(self):
@@ -91,10 +93,20 @@ def test_behind_the_region_everything_is_free(scheduler, n_computed):
 @pytest.mark.parametrize(
     ("n_cached", "kept"), [(0, True), (8, False), (16, False), (19, False), (20, True), (24, True)]
 )
-def test_a_hit_inside_the_region_is_dropped(scheduler, n_cached, kept):
+def test_a_hit_inside_the_region_is_dropped_where_the_cache_cannot_be_read(
+    scheduler, n_cached, kept
+):
+    scheduler.cache_config.cache_dtype = "fp8"
     scheduler.hit = ("blocks", n_cached, n_cached, False)
     expected = scheduler.hit if kept else ("no blocks", 0, 0, False)
     assert scheduler._get_local_prefix_cache_hit(Request()) == expected
+
+
+def test_a_hit_inside_the_region_is_kept_and_the_rest_comes_in_one_step(scheduler):
+    scheduler.hit = ("blocks", 16, 0, False)
+    assert scheduler._get_local_prefix_cache_hit(Request()) == scheduler.hit
+    assert scheduler._try_schedule_encoder_inputs(Request(), 16, 3, 99) == NOTHING
+    assert scheduler._try_schedule_encoder_inputs(Request(), 16, 4, 99)[1] == 4
 
 
 def test_text_only_requests_are_left_alone(scheduler):
@@ -108,7 +120,7 @@ def test_text_only_requests_are_left_alone(scheduler):
     assert scheduler._try_schedule_encoder_inputs(request, 0, 5, 99)[1] == 5
 
 
-def test_hashes_are_salted_with_the_whole_visual_set_and_the_callers_salt(scheduler):
+def test_hashes_are_salted_with_the_whole_region_and_the_callers_salt(scheduler):
     media = [("a", 1, 10)], [("a", 1, 10), ("b", 14, 6)], [("b", 1, 10), ("a", 14, 6)]
     requests = [*(Request(m) for m in media), Request(media[0], salt="tenant")]
     for request in requests:

@@ -1,0 +1,149 @@
+"""The verbs of the `molmo` command: one question to a server, one answer on the terminal.
+
+Knows: options of a question and what is done with its answer. Does not know: the other commands
+(`__main__`), how errors become exit codes. Source: this project's own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from cyclopts import Parameter
+from molmo_core import api
+from molmo_core.errors import InvalidRequest
+
+from molmo_client import terminal
+from molmo_client.calls import Generation
+from molmo_client.client import Client
+from molmo_client.draw import draw_points, save_image
+from molmo_client.draw_video import draw_tracks, tracks_of_points
+from molmo_client.media import EncodedMedia, encode
+
+Answer = TypeVar("Answer", bound=api.VerbAnswer)
+
+
+class WrongUsage(InvalidRequest):
+    """The command line asks for what cannot be done; found before anything is sent."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of every question."""
+
+    server: Annotated[
+        str | None, Parameter(help="Address; else MOLMO_SERVER, else port 8000 here")
+    ] = None
+    json: Annotated[bool, Parameter(negative=(), help="Print the whole answer as JSON")] = False
+    model: Annotated[
+        str | None, Parameter(help="Served model to ask; else the one that is served")
+    ] = None
+    max_tokens: Annotated[int | None, Parameter(help="Longest answer")] = None
+
+    def client(self) -> Client:
+        try:
+            return Client(self.server)
+        except InvalidRequest as failure:
+            raise WrongUsage(failure.message) from failure
+
+    def generation(self) -> Generation:
+        return Generation(model=self.model, max_tokens=self.max_tokens)
+
+
+Media = Annotated[Path, Parameter(help="A picture or a video")]
+Draw = Annotated[
+    Path | None,
+    Parameter(help="Write the picture (.png) or video (.mp4) with the points drawn on it"),
+]
+Quiet = Options()
+
+
+def point(media: Media, object: str, /, *, draw: Draw = None, options: Options = Quiet) -> None:
+    """Point to every OBJECT ("the red circle") in a picture or video."""
+    encoded = _checked(media, draw)
+    with options.client() as client:
+        answer = client.point(encoded, object, **options.generation())
+    _tell(answer, options, terminal.point_text)
+    _draw(media, encoded, draw, answer.points, ())
+
+
+def count(media: Media, object: str, /, *, draw: Draw = None, options: Options = Quiet) -> None:
+    """Count the OBJECTs in a picture or video; prints the number."""
+    encoded = _checked(media, draw)
+    with options.client() as client:
+        answer = client.count(encoded, object, **options.generation())
+    _tell(answer, options, terminal.count_text)
+    _draw(media, encoded, draw, answer.points, ())
+
+
+def track(video: Media, object: str, /, *, draw: Draw = None, options: Options = Quiet) -> None:
+    """Follow every OBJECT through a video."""
+    encoded = _checked(video, draw)
+    with options.client() as client:
+        answer = client.track(encoded, object, **options.generation())
+    _tell(answer, options, terminal.track_text)
+    _draw(video, encoded, draw, (), answer.tracks)
+
+
+def caption(media: Media, /, *, options: Options = Quiet) -> None:
+    """Describe a picture or video in a sentence or two."""
+    encoded = _checked(media, None)
+    with options.client() as client:
+        answer = client.caption(encoded, **options.generation())
+    _tell(answer, options, terminal.caption_text)
+
+
+def ask(media: Media, question: str, /, *, draw: Draw = None, options: Options = Quiet) -> None:
+    """Ask any QUESTION about a picture or video."""
+    encoded = _checked(media, draw)
+    with options.client() as client:
+        answer = client.query(encoded, question, **options.generation())
+    _tell(answer, options, terminal.query_text)
+    _draw(media, encoded, draw, answer.grounding.points, answer.grounding.tracks)
+
+
+VERBS: tuple[Callable[..., None], ...] = (point, count, track, caption, ask)
+
+
+def _checked(media: Path, draw: Path | None) -> EncodedMedia:
+    """The file ready to be sent; a drawing that could not be made is refused before asking."""
+    if not media.is_file():
+        raise WrongUsage(f"there is no file {media}; name a picture or a video")
+    encoded = encode(media)
+    if draw is not None and (draw.suffix.lower() == ".mp4") != (encoded.kind == "video"):
+        wanted = "an .mp4 file" if encoded.kind == "video" else "a .png or .jpg file"
+        raise WrongUsage(f"{media} is {_article(encoded)}, --draw got {draw}; name {wanted}")
+    if draw is not None and not draw.parent.is_dir():
+        raise WrongUsage(f"there is no folder {draw.parent} for --draw; make it, or name another")
+    return encoded
+
+
+def _article(encoded: EncodedMedia) -> str:
+    return "a video" if encoded.kind == "video" else "a picture"
+
+
+def _tell(answer: Answer, options: Options, in_words: Callable[[Answer], str]) -> None:
+    print(answer.model_dump_json(indent=2) if options.json else in_words(answer))
+    if not options.json:
+        for line in terminal.warning_lines(answer.warnings):
+            print(line, file=sys.stderr)
+
+
+def _draw(
+    media: Path,
+    encoded: EncodedMedia,
+    draw: Path | None,
+    points: Sequence[api.Point],
+    tracks: Sequence[api.Track],
+) -> None:
+    if draw is None:
+        return
+    if encoded.kind == "video":
+        draw_tracks(media, [*tracks, *tracks_of_points(points)], draw)
+    else:
+        save_image(draw_points(encoded, points), draw)
+    print(f"molmo: wrote {draw}", file=sys.stderr)

@@ -1,0 +1,142 @@
+"""What the gateway knows of a checkpoint folder: its id, its geometry, its tokenizer.
+
+The id is `<folder name>@<8 hex digits>`; the digits change with the configuration, the tensor
+names and shapes, and with the weights: of each weight file, blocks spread evenly are hashed, so
+that 16 GB are told apart in milliseconds. It tells checkpoints apart, it is no seal.
+
+Knows: the released layout and transformers 5's single processor file. Does not know: weights,
+engines, requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from molmo_core.errors import CheckpointError
+from molmo_core.images import ImageGeometry
+from molmo_core.videos import VideoGeometry
+
+_N_BLOCKS = 64
+_BLOCK_BYTES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    folder: Path
+    id: str
+    max_model_len: int
+    image: ImageGeometry
+    video: VideoGeometry
+    tokenizer: Tokenizer
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text`; special tokens spelt out count as one each, BOS is not included."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def longest_token_chars(self) -> int:
+        """No token stands for more characters: bounds the tokens of a text from below."""
+        return max(map(len, self.tokenizer.get_vocab()), default=1)
+
+
+def read_checkpoint(folder: Path, *, max_model_len: int | None = None) -> Checkpoint:
+    """Read a folder; `max_model_len` may only shorten what the configuration allows.
+
+    Raises CheckpointError when a file is missing or cannot be read.
+    """
+    config = _read_json(folder / "config.json")
+    joint = _read_json(folder / "processor_config.json", is_optional=True)
+    image = _read_json(folder / "preprocessor_config.json", is_optional=True)
+    video = _read_json(folder / "video_preprocessor_config.json", is_optional=True)
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        trained_len = int(config["text_config"]["max_position_embeddings"])
+        return Checkpoint(
+            folder=folder,
+            id=f"{folder.resolve().name}@{_fingerprint(folder)}",
+            max_model_len=min(max_model_len or trained_len, trained_len),
+            image=_image_geometry(image or joint.get("image_processor", {}), joint),
+            video=_video_geometry(video or joint.get("video_processor", {}), joint),
+            tokenizer=tokenizer,
+        )
+    # tokenizers raises plain Exception for a missing or broken file.
+    except Exception as error:
+        raise CheckpointError(
+            f"checkpoint {folder.name!r} cannot be used ({error}); expected a Hugging Face folder "
+            "with config, processor, tokenizer and safetensors files"
+        ) from error
+
+
+def _image_geometry(fields: dict[str, Any], joint: dict[str, Any]) -> ImageGeometry:
+    default = ImageGeometry()
+    return ImageGeometry(
+        crop_px=fields.get("size", {}).get("height", default.crop_px),
+        patch_px=fields.get("patch_size", default.patch_px),
+        pooling_hw=_pair(fields.get("pooling_size", default.pooling_hw)),
+        max_crops=fields.get("max_crops", default.max_crops),
+        overlap_margins=_pair(fields.get("overlap_margins", default.overlap_margins)),
+        use_col_tokens=joint.get("image_use_col_tokens", default.use_col_tokens),
+        use_single_crop_col_tokens=joint.get(
+            "use_single_crop_col_tokens", default.use_single_crop_col_tokens
+        ),
+        use_single_crop_start_token=joint.get(
+            "use_single_crop_start_token", default.use_single_crop_start_token
+        ),
+    )
+
+
+def _video_geometry(fields: dict[str, Any], joint: dict[str, Any]) -> VideoGeometry:
+    default = VideoGeometry()
+    return VideoGeometry(
+        crop_px=fields.get("size", {}).get("height", default.crop_px),
+        patch_px=fields.get("patch_size", default.patch_px),
+        pooling_hw=_pair(fields.get("pooling_size", default.pooling_hw)),
+        sample_mode=fields.get("frame_sample_mode", default.sample_mode),
+        max_frames=fields.get("num_frames", default.max_frames),
+        max_fps=fields.get("max_fps", default.max_fps),
+        sampling_fps=fields.get("sampling_fps", default.sampling_fps),
+        use_col_tokens=joint.get("video_use_col_tokens", default.use_col_tokens),
+        use_frame_special_tokens=joint.get(
+            "use_frame_special_tokens", default.use_frame_special_tokens
+        ),
+    )
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with path.open("rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+            digest.update(file.read(min(n_header, size)))
+            start, step = 8 + n_header, max((size - n_header - 8) // _N_BLOCKS, _BLOCK_BYTES)
+            for offset in range(start, size, step):
+                file.seek(offset)
+                digest.update(file.read(_BLOCK_BYTES))
+    return digest.hexdigest()[:8]
+
+
+def _read_json(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
+    if is_optional and not path.exists():
+        return {}
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path.name} of checkpoint {path.parent.name!r} cannot be read ({error}); expected a "
+            "Hugging Face folder with config, processor, tokenizer and safetensors files"
+        ) from error
+    return content

@@ -1,0 +1,294 @@
+"""One engine reached over HTTP: whether it answers, and how it is asked.
+
+Knows: vLLM's `/health` and chat endpoint, timeouts, what is an engine's fault. Does not know:
+processes (`supervisor`), other engines (`pool`), what the bodies say.
+
+An engine is ready when `/health` answers 200 and the warm-up requests were answered. A request
+that broke makes it suspect: not ready until looked at again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
+
+logger = logging.getLogger(__name__)
+
+_LOST = (aiohttp.ClientError, OSError, EOFError)
+_CHAT_PATH = "/v1/chat/completions"
+_MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_MAX_ERROR_CHARS = 600
+
+
+class EngineState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    SUSPECT = "suspect"  # a request broke or health failed; being looked at
+    RESTARTING = "restarting"
+    DRAINING = "draining"
+    FAILED = "failed"  # given up
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineTiming:
+    """Seconds; see `MolmoSettings` for what each means."""
+
+    health_interval_s: float = 1.0
+    health_timeout_s: float = 5.0
+    hang_grace_s: float = 30.0
+    start_timeout_s: float = 1200.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineAddress:
+    """A Unix socket, or the base URL of a server."""
+
+    socket: Path | None = None
+    url: str = "http://engine"
+
+    def connector(self) -> aiohttp.BaseConnector:
+        # No limit here: how many requests run is decided at admission.
+        if self.socket is not None:
+            return aiohttp.UnixConnector(path=str(self.socket), limit=0)
+        return aiohttp.TCPConnector(limit=0)
+
+
+@dataclass(kw_only=True)
+class EngineReply:
+    """A 200 of which the first bytes have arrived."""
+
+    first: bytes
+    content: aiohttp.StreamReader = field(repr=False)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Bytes as they come; raises EngineUnavailable when the engine is lost on the way."""
+        yield self.first
+        try:
+            while chunk := await self.content.readany():
+                yield chunk
+        except _LOST as error:
+            raise _lost_on_the_way(error) from error
+
+
+class RemoteEngine:
+    """An engine that someone else runs. Use `start` and `stop` inside one event loop."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        address: EngineAddress,
+        timing: EngineTiming,
+        warm_ups: tuple[bytes, ...] = (),
+    ) -> None:
+        self.name = name
+        self.state = EngineState.STARTING
+        self.reason = "the engine has not been looked at yet"
+        self.n_in_flight = 0
+        self.n_restarts = 0
+        self.ready = asyncio.Event()
+        self.settled = asyncio.Event()
+        """Set when ready, and when given up: nothing is to be waited for."""
+        self._address = address
+        self._timing = timing
+        self._warm_ups = warm_ups
+        self._wake = asyncio.Event()
+        self._must_probe = False
+        self._session: aiohttp.ClientSession | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def retry_after_s(self) -> float:
+        """An estimate of when this engine may be ready."""
+        return max(1.0, self._timing.health_interval_s)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.n_in_flight == 0
+
+    async def start(self) -> None:
+        """Begin looking after the engine; returns at once."""
+        self._session = aiohttp.ClientSession(
+            base_url=self._address.url,
+            connector=self._address.connector(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timing.health_timeout_s),
+            auto_decompress=False,
+        )
+        self._task = asyncio.create_task(self._look_after(), name=f"engine {self.name}")
+
+    async def stop(self, *, drain_s: float) -> None:
+        """Take no more requests, let those in flight go on for `drain_s`, then let go."""
+        self.set_state(EngineState.DRAINING, "the service is ending")
+        await self._drain(drain_s)
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        await self._let_go(drain_s)
+        if self._session is not None:
+            await self._session.close()
+        self.set_state(EngineState.STOPPED, "the service has ended")
+
+    def suspect(self, *, must_probe: bool = False) -> None:
+        """Take no requests until health was checked; with `must_probe` a token was generated."""
+        if self.state is EngineState.READY:
+            self.set_state(EngineState.SUSPECT, "a request broke; the engine is being looked at")
+            self._must_probe = must_probe
+            self._wake.set()
+
+    def set_state(self, state: EngineState, reason: str) -> None:
+        if (state, reason) != (self.state, self.reason):
+            logger.info("engine %s: %s, %s", self.name, state.value, reason)
+        self.state, self.reason = state, reason
+        events = {self.ready: {EngineState.READY}, self.settled: _SETTLED}
+        for event, states in events.items():
+            event.set() if state in states else event.clear()
+
+    @asynccontextmanager
+    async def open(
+        self, body: bytes, *, request_id: str, whole: bool
+    ) -> AsyncIterator[EngineReply]:
+        """Ask; the first bytes (with `whole` all of them) have arrived when the block begins.
+
+        Raises EngineUnavailable when the connection breaks, EngineFailed for a 5xx, EngineRefused
+        for a 4xx.
+        """
+        assert self._session is not None, "start the engine first"
+        headers = {"content-type": "application/json", "x-request-id": request_id}
+        self.n_in_flight += 1
+        try:
+            # Closing the response before its end makes the engine drop the request.
+            async with self._session.post(_CHAT_PATH, data=body, headers=headers) as response:
+                content = response.content
+                is_whole = whole or response.status != 200
+                first = await (content.read() if is_whole else content.readany())
+                if response.status != 200:
+                    raise _failure(response.status, first)
+                if not first:
+                    raise EOFError("the engine closed the answer before its first byte")
+                yield EngineReply(first=first, content=content)
+        except _LOST as error:
+            raise _lost_on_the_way(error) from error
+        finally:
+            self.n_in_flight -= 1
+
+    async def metrics(self) -> str:
+        """The engine's own metrics; empty when it does not answer."""
+        return (await self._get("/metrics"))[1]
+
+    async def _look_after(self) -> None:
+        while True:
+            self.set_state(EngineState.STARTING, "waiting for the engine's server to answer")
+            while not await self._becomes_ready():
+                await asyncio.sleep(self._timing.health_interval_s)
+            await self._watch()
+
+    async def _becomes_ready(self) -> bool:
+        """One look; warms the engine up when its server answers."""
+        status, _ = await self._get("/health")
+        if status != 200:
+            return False
+        for body in self._warm_ups:
+            if not await self._answers(body):
+                return False
+        self.set_state(EngineState.READY, "answers")
+        return True
+
+    async def _watch(self) -> str:
+        """Look until the engine is beyond hope; returns why."""
+        clock = asyncio.get_running_loop().time
+        last_good = clock()
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timing.health_interval_s):
+                    await self._wake.wait()
+            self._wake.clear()
+            status, _ = await self._get("/health")
+            if status == 200 and self._must_probe:
+                status = 200 if not self._warm_ups or await self._answers(self._warm_ups[0]) else 0
+            if status == 200:
+                self._must_probe = False
+                last_good = clock()
+                self.set_state(EngineState.READY, "answers")
+                continue
+            self.set_state(EngineState.SUSPECT, "the engine's health check fails")
+            if status >= 500:
+                return "the engine says that it is dead"
+            if clock() - last_good > self._timing.hang_grace_s:
+                return f"the engine did not answer for {self._timing.hang_grace_s:g} s"
+
+    async def _answers(self, body: bytes) -> bool:
+        """Whether a request is answered within twice the grace; not counted as in flight."""
+        try:
+            async with asyncio.timeout(2 * self._timing.hang_grace_s):
+                async with self.open(body, request_id=f"warm-up-{self.name}", whole=True):
+                    return True
+        except (EngineUnavailable, EngineFailed, EngineRefused, TimeoutError) as error:
+            logger.warning("engine %s: a warm-up request failed: %s", self.name, error)
+            return False
+
+    async def _get(self, path: str) -> tuple[int, str]:
+        """(status, text); status 0 when nothing answers."""
+        if self._session is None:
+            return 0, ""
+        timeout = aiohttp.ClientTimeout(total=self._timing.health_timeout_s)
+        try:
+            async with self._session.get(path, timeout=timeout) as response:
+                return response.status, await response.text()
+        except (*_LOST, TimeoutError):
+            return 0, ""
+
+    async def _drain(self, drain_s: float) -> None:
+        clock = asyncio.get_running_loop().time
+        end = clock() + drain_s
+        while not self.is_idle and clock() < end:
+            await asyncio.sleep(0.05)
+
+    async def _let_go(self, drain_s: float) -> None:
+        """Nothing to do for an engine that someone else runs."""
+
+
+_SETTLED = {EngineState.READY, EngineState.FAILED, EngineState.STOPPED}
+
+
+def _lost_on_the_way(error: BaseException) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"the engine was lost while answering ({type(error).__name__}); send the request again",
+        retry_after_s=1,
+    )
+
+
+def _failure(status: int, body: bytes) -> EngineRefused | EngineFailed | EngineUnavailable:
+    """What a status other than 200 means; addresses of memory are taken out of the text."""
+    message = _MEMORY_ADDRESS.sub("", _message_of(body))[:_MAX_ERROR_CHARS]
+    if 400 <= status < 500:
+        refused = EngineRefused(f"the engine refused the request: {message}")
+        refused.status = status
+        return refused
+    logger.warning("the engine answered %d: %s", status, message)
+    if status == 503:
+        return EngineUnavailable(
+            "the engine takes no requests now; send it again later", retry_after_s=1
+        )
+    return EngineFailed("the engine failed on this request; send it again, or a simpler one")
+
+
+def _message_of(body: bytes) -> str:
+    try:
+        content: Any = orjson.loads(body)
+        return str(content["error"]["message"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return body[:_MAX_ERROR_CHARS].decode(errors="replace")

@@ -1,0 +1,79 @@
+"""Every failure becomes OpenAI's error envelope, at the edge of the service.
+
+Knows: how pydantic, Starlette and `molmo_core.errors` say what is wrong. Does not know: why.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+
+from molmo_core.errors import InvalidRequest, MolmoError, NotFound, UnknownField
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse_json(body: bytes, model: type[Model]) -> Model:
+    """Read a request body; raises InvalidRequest, UnknownField."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"the body is not JSON ({error}); send a JSON object with content-type application/json"
+        ) from error
+    return parse_fields(data, model, is_strict=True)
+
+
+def parse_fields(data: Any, model: type[Model], *, is_strict: bool) -> Model:
+    """Check fields; `is_strict` False reads numbers from text, as forms send them."""
+    try:
+        return model.model_validate(data, strict=None if is_strict else False)
+    except ValidationError as error:
+        raise from_validation(error) from error
+
+
+def from_validation(error: ValidationError) -> InvalidRequest:
+    """The first complaint; values are not repeated, they may be whole pictures."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    path = ".".join(str(part) for part in first["loc"]) or None
+    if first["type"] == "unknown_field":
+        return UnknownField(first["msg"], param=path)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "this field is missing; add it"
+    return InvalidRequest(f"{path}: {message}" if path else message, param=path)
+
+
+def error_body(error: MolmoError) -> bytes:
+    return orjson.dumps(error.envelope())
+
+
+def error_response(error: MolmoError) -> Response:
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    return Response(
+        error_body(error), error.status, headers=headers, media_type="application/json"
+    )
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    @app.exception_handler(MolmoError)
+    async def known(request: Request, error: MolmoError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(HTTPException)
+    async def of_the_framework(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            mapped: MolmoError = NotFound(f"there is no {request.url.path}; see /docs")
+        else:
+            mapped = InvalidRequest(f"{error.detail}; see /docs")
+            mapped.status = error.status_code
+        response = error_response(mapped)
+        response.headers.update(error.headers or {})
+        return response

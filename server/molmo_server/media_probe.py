@@ -1,0 +1,108 @@
+"""Looks at one video in a process of its own: `python -m molmo_server.media_probe LIMITS`.
+
+Reads the file from standard input and writes JSON: the fields of `VideoInfo`, or `{"error": …}`.
+Before anything is parsed it limits its own memory and processor time, so that a hostile file
+costs no more than that. It decodes the first frame: a file whose packets are there but cannot
+be decoded is found here and not in the engine.
+
+Knows: containers, codecs, canvas and duration that are allowed. Does not know: the service.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from molmo_core.errors import InvalidMedia
+
+ALLOWED_CODECS = frozenset(["h264", "hevc", "vp8", "vp9", "av1"])
+_ALLOWED_FORMATS = frozenset(["mp4", "mov", "webm", "matroska"])
+_MP4_BOXES = frozenset([b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"])
+_EBML = b"\x1aE\xdf\xa3"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeLimits:
+    memory_bytes: int
+    cpu_s: int
+    max_duration_s: float
+    max_side_px: int
+
+
+def is_known_container(data: bytes) -> bool:
+    """Whether the file begins as mp4, mov, webm or mkv do.
+
+    Nothing else reaches a demuxer: some formats (playlists, concatenations) name other files.
+    """
+    return data[4:8] in _MP4_BOXES or data[:4] == _EBML
+
+
+def main(arguments: list[str]) -> None:
+    limits = ProbeLimits(**json.loads(arguments[0]))
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each thread of it would reserve memory
+    try:
+        answer = look_at(sys.stdin.buffer.read(), limits)
+    except InvalidMedia as error:
+        answer = {"error": error.message}
+    except MemoryError:
+        answer = {"error": "the video needs more memory than is allowed; send a smaller one"}
+    sys.stdout.write(json.dumps(answer))
+
+
+def look_at(data: bytes, limits: ProbeLimits) -> dict[str, Any]:
+    """Fields of VideoInfo; raises InvalidMedia."""
+    from molmo_core.videos import probe_video  # under the limits, like all that parses
+
+    _check_streams(data, limits)
+    info = probe_video(data)
+    if info.duration_s > limits.max_duration_s:
+        raise InvalidMedia(
+            f"the video lasts {info.duration_s:.1f} s, allowed are {limits.max_duration_s:g} s; "
+            "send a shorter part"
+        )
+    return asdict(info)
+
+
+def _check_streams(data: bytes, limits: ProbeLimits) -> None:
+    import av
+
+    try:
+        with av.open(io.BytesIO(data), mode="r") as container:
+            if not _ALLOWED_FORMATS.intersection(container.format.name.split(",")):
+                raise InvalidMedia(
+                    f"the video's container is {container.format.name}; send mp4, mov, webm or mkv"
+                )
+            if not container.streams.video:
+                raise InvalidMedia(
+                    "the file has no video stream; send a video (mp4, mov, webm or mkv)"
+                )
+            codec = container.streams.video[0].codec_context
+            if codec.name not in ALLOWED_CODECS and codec.codec.canonical_name not in ALLOWED_CODECS:
+                raise InvalidMedia(
+                    f"the video's codec is {codec.name}; allowed are "
+                    f"{', '.join(sorted(ALLOWED_CODECS))}: convert it with ffmpeg"
+                )
+            if max(codec.width, codec.height) > limits.max_side_px:
+                raise InvalidMedia(
+                    f"the video is {codec.width}x{codec.height} pixels, allowed are "
+                    f"{limits.max_side_px} a side; scale it down"
+                )
+            if next(container.decode(video=0), None) is None:
+                raise InvalidMedia("the video has no frames; send a file with at least one frame")
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise InvalidMedia(
+            f"the video cannot be decoded ({type(error).__name__}); "
+            "send a complete mp4, mov, webm or mkv file"
+        ) from error
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

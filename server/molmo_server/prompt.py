@@ -1,0 +1,125 @@
+"""From checked text and media to what the engine is asked, with the exact prompt length.
+
+The gateway lays a conversation out as the model was trained: all media first, a system text
+folded into the first user text. The engine's chat template then has nothing left to decide, and
+the tokens counted here are the tokens the engine sees.
+
+Knows: chat layout (through `molmo_core.prompts`), token counts. Does not know: HTTP, sampling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from molmo_core.errors import ControlTokenInText, InvalidRequest, PromptTooLong
+from molmo_core.images import count_image_tokens
+from molmo_core.prompts import Turn, fold_system, render_chat
+from molmo_core.tokens import IMAGE, VIDEO, find_control_token
+from molmo_core.videos import frame_tokens, timestamp_text
+from molmo_server.checkpoint import Checkpoint
+from molmo_server.media import CheckedMedia
+
+_LONG_TEXT_CHARS = 20_000
+"""From here on counting leaves the event loop: it takes longer than a millisecond or two."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    turns: tuple[Turn, ...]
+    """The system text is already folded into the first."""
+    media: CheckedMedia
+    n_tokens: int
+
+    def messages(self) -> list[dict[str, Any]]:
+        """As the engine's chat endpoint takes them."""
+        first, *later = self.turns
+        content = [*self.media.parts(), {"type": "text", "text": first.text}]
+        return [
+            {"role": first.role, "content": content},
+            *({"role": turn.role, "content": turn.text} for turn in later),
+        ]
+
+
+def check_turns(turns: Sequence[Turn], *, system: str = "") -> tuple[Turn, ...]:
+    """Refuse texts the model must not see, and fold the system text in.
+
+    Raises ControlTokenInText; InvalidRequest when roles do not alternate or nothing is asked.
+    """
+    for text in (system, *(turn.text for turn in turns)):
+        if token := find_control_token(text):
+            raise ControlTokenInText(
+                f"got the model's own control token {token!r} in a text; "
+                "it cannot be part of a prompt: remove it or spell it differently"
+            )
+    if not turns or turns[-1].role != "user":
+        raise InvalidRequest("the last message must be the user's; add one", param="messages")
+    first, *later = turns
+    folded = (Turn(role=first.role, text=fold_system(system, first.text)), *later)
+    try:
+        render_chat(folded)
+    except ValueError as error:
+        raise InvalidRequest(f"{error}; change the messages", param="messages") from error
+    return folded
+
+
+async def measure(turns: tuple[Turn, ...], media: CheckedMedia, checkpoint: Checkpoint) -> Prompt:
+    """Count the prompt's tokens; raises PromptTooLong when no room is left for an answer."""
+    text = render_chat(turns, n_images=len(media.images), n_videos=int(media.video is not None))
+    at_least = -(-len(text) // checkpoint.longest_token_chars)
+    if at_least >= checkpoint.max_model_len:
+        raise _too_long(f"at least {at_least:,}", checkpoint)
+    if len(text) > _LONG_TEXT_CHARS:
+        n_tokens = await asyncio.to_thread(_count, text, media, checkpoint)
+    else:
+        n_tokens = _count(text, media, checkpoint)
+    if n_tokens >= checkpoint.max_model_len:
+        raise _too_long(f"{n_tokens:,}", checkpoint)
+    return Prompt(turns=turns, media=media, n_tokens=n_tokens)
+
+
+def _count(text: str, media: CheckedMedia, checkpoint: Checkpoint) -> int:
+    """BOS, the text, and for each placeholder what it unfolds to."""
+    n_tokens = 1 + checkpoint.count_tokens(text)
+    for image in media.images:
+        n_tokens += count_image_tokens(image.size_hw, checkpoint.image)
+    n_tokens -= len(media.images) * checkpoint.count_tokens(IMAGE)
+    if media.video is not None:
+        times = media.video.frame_times_s
+        n_tokens += len(times) * len(frame_tokens(checkpoint.video))
+        stamps = [timestamp_text(t, is_first=k == 0) for k, t in enumerate(times)]
+        n_tokens += sum(map(checkpoint.count_tokens, stamps)) - checkpoint.count_tokens(VIDEO)
+    return n_tokens
+
+
+def answer_budget(
+    prompt: Prompt, checkpoint: Checkpoint, *, asked: int | None, default: int, limit: int
+) -> int:
+    """Tokens the answer may have.
+
+    Raises InvalidRequest above `limit`, PromptTooLong when prompt and answer do not fit together.
+    """
+    room = checkpoint.max_model_len - prompt.n_tokens
+    if asked is None:
+        return min(default, limit, room)
+    if asked > limit:
+        raise InvalidRequest(
+            f"got max_tokens {asked:,}, allowed are {limit:,}; ask for fewer", param="max_tokens"
+        )
+    if asked > room:
+        raise PromptTooLong(
+            f"the prompt has {prompt.n_tokens:,} tokens and max_tokens is {asked:,}; together "
+            f"{checkpoint.max_model_len:,} are allowed: ask for at most {room:,}",
+            param="max_tokens",
+        )
+    return asked
+
+
+def _too_long(got: str, checkpoint: Checkpoint) -> PromptTooLong:
+    return PromptTooLong(
+        f"the prompt has {got} tokens with its media, allowed are {checkpoint.max_model_len - 1:,} "
+        "and one for the answer; send a shorter text, fewer images or a shorter video",
+        param="messages",
+    )

@@ -1,0 +1,80 @@
+"""Settings of the service; the one place of this package that reads the environment.
+
+Every field can be set as `MOLMO_<FIELD>` (`MOLMO_PORT=9000`); command line options of
+`molmo serve` win over the environment. Sizes are bytes unless the name says otherwise.
+
+Knows: names, defaults, allowed ranges. Does not know: what the values are used for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_MIB = 1024 * 1024
+
+
+class MolmoSettings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="MOLMO_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0 lets the system choose."""
+    checkpoint: Path | None = None
+    """A folder in the released layout; None: the small model that comes with the package."""
+    served_name: str = "molmo2"
+    run_dir: Path | None = None
+    """Logs of the engine; None: a private temporary folder, removed at a clean end."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    # Engine
+    engine_url: str | None = None
+    """An engine that runs elsewhere (its checkpoint is still read here); None: start one."""
+    dtype: str = "auto"
+    max_model_len: int | None = Field(default=None, ge=1)
+    """Most tokens of prompt and answer; None: what the checkpoint allows."""
+    n_threads: int | None = Field(default=None, ge=1)
+    kv_cache_gib: int = Field(default=1, ge=1)
+    is_eager: bool = True
+    start_timeout_s: float = Field(default=1200, gt=0)
+    health_interval_s: float = Field(default=1, gt=0)
+    health_timeout_s: float = Field(default=5, gt=0)
+    hang_grace_s: float = Field(default=30, gt=0)
+    """An engine that does not answer for so long is killed and started again."""
+    first_backoff_s: float = Field(default=1, gt=0)
+    longest_backoff_s: float = Field(default=60, gt=0)
+    max_failed_starts: int = Field(default=3, ge=1)
+    """So many starts in a row without becoming ready end the attempts."""
+    drain_s: float = Field(default=30, ge=0)
+    """How long requests in flight may go on when the service ends."""
+
+    # Admission
+    max_body_bytes: int = Field(default=64 * _MIB, ge=1)
+    max_concurrent: int = Field(default=16, ge=1)
+    max_queued: int = Field(default=64, ge=0)
+    deadline_s: float = Field(default=120, gt=0)
+
+    # Media
+    max_images: int = Field(default=4, ge=1)
+    max_image_bytes: int = Field(default=20_000_000, ge=1)
+    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    max_image_side_px: int = Field(default=10_000, ge=1)
+    max_aspect: float = Field(default=200, ge=1)
+    max_video_bytes: int = Field(default=64_000_000, ge=1)
+    max_video_duration_s: float = Field(default=600, gt=0)
+    max_video_side_px: int = Field(default=4096, ge=1)
+    probe_timeout_s: float = Field(default=20, gt=0)
+    """Wall clock and processor time of the child that looks at one video."""
+    probe_memory_bytes: int = Field(default=2048 * _MIB, ge=1)
+    max_probes: int = Field(default=2, ge=1)
+    """Most media looked at at the same time."""
+
+    # Answers
+    default_max_tokens: int = Field(default=1024, ge=1)
+    max_tokens_limit: int = Field(default=4096, ge=1)
+    max_choices: int = Field(default=4, ge=1)
+    max_logprobs: int = Field(default=20, ge=0)
+    max_stops: int = Field(default=8, ge=0)
