@@ -14,10 +14,11 @@ from typing import Any
 
 import av
 import numpy as np
+from numpy.typing import NDArray
+
 from molmo_core.errors import InvalidMedia
 from molmo_core.images import resize_bilinear
 from molmo_core.videos import VideoInfo, probe_video
-from numpy.typing import NDArray
 
 Source = bytes | str | PathLike[str]
 Frame = NDArray[np.uint8]

@@ -1,4 +1,5 @@
-"""Who may be served now: a bounded number at work, a bounded number waiting, a deadline for each.
+"""Who may be served now: a bounded number at work, a bounded number waiting, a deadline for each,
+and only as long as the caller is there.
 
 Knows: counts and time. Does not know: what a request is about.
 """
@@ -6,8 +7,11 @@ Knows: counts and time. Does not know: what a request is about.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from molmo_core.errors import Busy, DeadlineExceeded
 
@@ -54,3 +58,31 @@ class Admission:
                 f"the answer was not ready after {self._deadline_s:g} s; "
                 "ask for fewer tokens or send it again later"
             ) from error
+
+
+class WhileConnected(Response):
+    """An answer that is made while it is sent, and no longer when the caller has gone.
+
+    `work` gets ASGI's `send`. The body of the request must have been read.
+    """
+
+    def __init__(self, work: Callable[[Scope, Send], Awaitable[None]]) -> None:
+        super().__init__()
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        working = asyncio.ensure_future(self._work(scope, send))
+        leaving = asyncio.ensure_future(_disconnect(receive))
+        try:
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            for task in (working, leaving):
+                task.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,4 +1,4 @@
-"""From data URLs and uploads to checked media; nothing unchecked reaches the engine.
+"""From data URLs to checked media; nothing unchecked reaches the engine.
 
 Only `data:` URLs are taken: nothing is fetched, no path is opened. Pictures are decoded once in a
 worker thread (header first, so a bomb is refused before it unfolds), videos are looked at in a
@@ -86,14 +86,6 @@ class CheckedMedia:
         return parts
 
 
-@dataclass(frozen=True, kw_only=True)
-class Upload:
-    """A file as it was sent; `source` names the field for error messages."""
-
-    data: bytes
-    source: str
-
-
 class MediaGate:
     """Checks media, at most `max_probes` at a time."""
 
@@ -103,9 +95,9 @@ class MediaGate:
         self._turns = asyncio.Semaphore(settings.max_probes)
 
     async def check(
-        self, images: Sequence[str | Upload], videos: Sequence[str | Upload]
+        self, images: Sequence[str], videos: Sequence[str]
     ) -> CheckedMedia:
-        """Check data URLs and uploads of one prompt.
+        """Check the data URLs of one prompt.
 
         Raises TooManyMedia, InvalidMedia.
         """
@@ -119,24 +111,24 @@ class MediaGate:
                 f"got {len(images)} images and {len(videos)} videos; "
                 f"send up to {limit} images, or one video alone"
             )
-        checked = [await self._check_image(item, k) for k, item in enumerate(images)]
+        checked = [await self._check_image(url, k) for k, url in enumerate(images)]
         video = await self._check_video(videos[0]) if videos else None
         return CheckedMedia(images=tuple(checked), video=video)
 
-    async def _check_image(self, item: str | Upload, index: int) -> CheckedImage:
+    async def _check_image(self, url: str, index: int) -> CheckedImage:
         what = f"image {index + 1}"
         async with self._turns:
-            return await asyncio.to_thread(self._look_at_image, item, what)
+            return await asyncio.to_thread(self._look_at_image, url, what)
 
-    def _look_at_image(self, item: str | Upload, what: str) -> CheckedImage:
-        mime, encoded, data = _opened(item, what, "image/", self._settings.max_image_bytes)
+    def _look_at_image(self, url: str, what: str) -> CheckedImage:
+        mime, encoded, data = _opened(url, what, "image/", self._settings.max_image_bytes)
         size_hw, mime = measure_image(data, what, self._settings)
         return CheckedImage(url=f"data:{mime};base64,{encoded}", size_hw=size_hw)
 
-    async def _check_video(self, item: str | Upload) -> CheckedVideo:
+    async def _check_video(self, url: str) -> CheckedVideo:
         async with self._turns:
             limit = self._settings.max_video_bytes
-            mime, encoded, data = await asyncio.to_thread(_opened, item, "the video", "video/", limit)
+            mime, encoded, data = await asyncio.to_thread(_opened, url, "the video", "video/", limit)
             if not is_known_container(data):
                 raise InvalidMedia("the video is not mp4, mov, webm or mkv; convert it with ffmpeg")
             info = await probe_in_child(data, self._settings)
@@ -146,13 +138,9 @@ class MediaGate:
         )
 
 
-def _opened(item: str | Upload, what: str, kind: str, limit: int) -> tuple[str, str, bytes]:
+def _opened(url: str, what: str, kind: str, limit: int) -> tuple[str, str, bytes]:
     """(media type, base64 text, bytes); refuses by length before decoding."""
-    if isinstance(item, Upload):
-        _check_length(len(item.data), what, limit)
-        mime = "video/mp4" if kind == "video/" else "image/png"
-        return mime, base64.b64encode(item.data).decode(), item.data
-    scheme, _, rest = item.partition(":")
+    scheme, _, rest = url.partition(":")
     if scheme.lower() != "data":
         shown = scheme[:20] if rest else "no"
         raise InvalidMedia(f"{what} has {shown!r} as URL scheme, only data URLs are taken; {_SHAPE}")

@@ -43,7 +43,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     rates = {"llm": config.llm_lr, "connector": config.connector_lr, "vit": config.vit_lr}
     named = sorted((n, p) for n, p in model.named_parameters() if p.requires_grad)
     groups = [
-        {"params": [p for n, p in named if group_of(n) == group], "lr": lr, "peak": lr, "name": group}
+        {
+            "params": [p for n, p in named if group_of(n) == group],
+            "lr": lr,
+            "peak": lr,
+            "name": group,
+        }
         for group, lr in rates.items()
     ]
     return torch.optim.AdamW(
@@ -54,7 +59,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, progress: float, step: int) -> float:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, progress: float, step: int
+) -> float:
     """Warm up linearly, then follow a cosine over `progress` (0…1). Returns the factor."""
     if step < config.warmup_steps:
         factor = (step + 1) / config.warmup_steps

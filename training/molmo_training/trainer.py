@@ -31,7 +31,7 @@ class TrainerConfig:
     folder: Path
     max_steps: int
     optim: OptimConfig = OptimConfig()
-    autocast_bf16: bool = False
+    autocast_bf16: bool = True
     probe_weight: float = 1.0
     """Weight of the tower's own loss, see `PatchProbe`; 0 trains without it."""
     log_every: int = 20

@@ -30,12 +30,10 @@ from vllm.multimodal.inputs import MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
-from molmo_core.images import ImageGeometry, ImageGrid, image_tokens
+from molmo_core.images import ImageGrid, image_tokens
 from molmo_core.tokens import SpecialIds
-from molmo_core.videos import VideoGeometry, frame_tokens, timestamp_text
-
-FRAME_TIMES = "frame_times_s"
-"""Key of a video's metadata: the target time of each frame, in seconds."""
+from molmo_core.videos import frame_tokens, timestamp_text
+from molmo_hf.video_processing_molmo2 import FRAME_TIMES
 
 
 class FaithfulDataParser(MultiModalDataParser):
@@ -50,7 +48,7 @@ class FaithfulDataParser(MultiModalDataParser):
 
 
 class FaithfulProcessingInfo(Molmo2ProcessingInfo):
-    """Settings of the checkpoint, as `molmo_core` names them."""
+    """Token ids of the checkpoint; pictures parsed as in training."""
 
     def get_data_parser(self) -> MultiModalDataParser:
         return FaithfulDataParser(
@@ -60,29 +58,6 @@ class FaithfulProcessingInfo(Molmo2ProcessingInfo):
     @property
     def ids(self) -> SpecialIds:
         return SpecialIds(base_vocab_size=self.get_hf_config().text_config.vocab_size)
-
-    def image_geometry(self) -> ImageGeometry:
-        processor = self.get_hf_processor()
-        return ImageGeometry(
-            crop_px=processor.image_processor.size["height"],
-            patch_px=processor.image_processor.patch_size,
-            pooling_hw=tuple(processor.image_processor.pooling_size),
-            max_crops=processor.image_processor.max_crops,
-            overlap_margins=tuple(processor.image_processor.overlap_margins),
-            use_col_tokens=processor.image_use_col_tokens,
-            use_single_crop_col_tokens=processor.use_single_crop_col_tokens,
-            use_single_crop_start_token=processor.use_single_crop_start_token,
-        )
-
-    def video_geometry(self) -> VideoGeometry:
-        processor = self.get_hf_processor()
-        return VideoGeometry(
-            crop_px=processor.video_processor.size["height"],
-            patch_px=processor.video_processor.patch_size,
-            pooling_hw=tuple(processor.video_processor.pooling_size),
-            use_col_tokens=processor.video_use_col_tokens,
-            use_frame_special_tokens=processor.use_frame_special_tokens,
-        )
 
 
 class FaithfulProcessor(Molmo2MultiModalProcessor):
@@ -111,7 +86,7 @@ class FaithfulProcessor(Molmo2MultiModalProcessor):
         outputs = self.info.get_hf_processor().image_processor(
             images=[_rgb(image) for image in images], return_tensors="pt"
         )
-        geometry, ids = self.info.image_geometry(), self.info.ids
+        geometry, ids = self.info.get_hf_processor().image_geometry(), self.info.ids
         grids = [ImageGrid(*grid) for grid in outputs["image_grids"].tolist()]
         token_ids = [[ids[token] for token in image_tokens(grid, geometry)] for grid in grids]
         n_crops = outputs["image_num_crops"]
@@ -152,7 +127,7 @@ class FaithfulProcessor(Molmo2MultiModalProcessor):
 
     def _frame_ids(self) -> list[int]:
         ids = self.info.ids
-        return [ids[token] for token in frame_tokens(self.info.video_geometry())]
+        return [ids[token] for token in frame_tokens(self.info.get_hf_processor().video_geometry())]
 
     def _get_prompt_updates(
         self,

@@ -19,7 +19,7 @@ from vllm.multimodal.video import VideoLoader
 from molmo_core.errors import InvalidMedia
 from molmo_core.videos import VideoGeometry, probe_video, sample_times
 from molmo_hf.video_io import decode_frames
-from molmo_server.engine.processing import FRAME_TIMES
+from molmo_hf.video_processing_molmo2 import FRAME_TIMES
 
 
 class TimedVideoLoader(VideoLoader):

@@ -80,7 +80,11 @@ class EnginePool:
                 if asyncio.get_running_loop().time() >= deadline:
                     engine.suspect(must_probe=True)  # not one byte in all that time
                 raise
-            yield reply
+            try:
+                yield reply
+            except EngineUnavailable:
+                engine.suspect()
+                raise
 
     def _least_loaded(self) -> RemoteEngine:
         ready = [engine for engine in self.engines if engine.ready.is_set()]

@@ -143,11 +143,14 @@ class RemoteEngine:
         self.set_state(EngineState.STOPPED, "the service has ended")
 
     def suspect(self, *, must_probe: bool = False) -> None:
-        """Take no requests until health was checked; with `must_probe` a token was generated."""
-        if self.state is EngineState.READY:
+        """Take no requests until health was checked; with `must_probe` see that it generates."""
+        if self.state is not EngineState.READY:
+            return
+        if must_probe:  # it may merely be slow: others go on until the probe has failed
+            self._must_probe = True
+        else:
             self.set_state(EngineState.SUSPECT, "a request broke; the engine is being looked at")
-            self._must_probe = must_probe
-            self._wake.set()
+        self._wake.set()
 
     def set_state(self, state: EngineState, reason: str) -> None:
         if (state, reason) != (self.state, self.reason):
@@ -168,22 +171,23 @@ class RemoteEngine:
         """
         assert self._session is not None, "start the engine first"
         headers = {"content-type": "application/json", "x-request-id": request_id}
+        response: aiohttp.ClientResponse | None = None
         self.n_in_flight += 1
         try:
-            # Closing the response before its end makes the engine drop the request.
-            async with self._session.post(_CHAT_PATH, data=body, headers=headers) as response:
-                content = response.content
+            try:
+                response = await self._session.post(_CHAT_PATH, data=body, headers=headers)
                 is_whole = whole or response.status != 200
+                content = response.content
                 first = await (content.read() if is_whole else content.readany())
-                if response.status != 200:
-                    raise _failure(response.status, first)
-                if not first:
-                    raise EOFError("the engine closed the answer before its first byte")
-                yield EngineReply(first=first, content=content)
-        except _LOST as error:
-            raise _lost_on_the_way(error) from error
+            except _LOST as error:
+                raise _lost_on_the_way(error) from error
+            if response.status != 200:
+                raise _failure(response.status, first)
+            yield EngineReply(first=first, content=content)
         finally:
             self.n_in_flight -= 1
+            if response is not None:
+                response.close()  # before its end: the engine drops the request
 
     async def metrics(self) -> str:
         """The engine's own metrics; empty when it does not answer."""

@@ -204,6 +204,17 @@ def test_sampling_settings_leave_the_engine_alive(engines, fields):
     assert engines["qwen3"].client.get("/health").status_code == 200
 
 
+def test_images_and_a_video_in_one_prompt_are_refused(engines):
+    mixed = Conversation(
+        name="mixed",
+        turns=(Turn(role="user", text="?"),),
+        images=(draw_image(57, 43, 1),),
+        video=draw_video(Fraction(25), 13, 1, (96, 64)),
+    )
+    with pytest.raises(RuntimeError, match=r"400: .*one kind at a time"):
+        engines["qwen3"].chat(mixed.messages(), max_tokens=1)
+
+
 @pytest.mark.parametrize(
     ("part", "words"),
     [

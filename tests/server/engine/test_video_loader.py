@@ -9,7 +9,8 @@ import pytest
 
 from molmo_core.videos import VideoGeometry, prepare_frames, probe_video, sample_times
 from molmo_hf.video_io import decode_frames
-from molmo_server.engine.processing import FRAME_TIMES, frame_times_s
+from molmo_hf.video_processing_molmo2 import FRAME_TIMES
+from molmo_server.engine.processing import frame_times_s
 from molmo_server.engine.video_loader import TimedVideoLoader
 from tests.support.conversations import draw_video
 

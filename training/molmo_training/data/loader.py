@@ -1,7 +1,10 @@
 """Batches without end: kinds of examples are drawn by rate, a batch holds one kind.
 
-Knows: padding and collation, and that batch n depends on the seed and n alone, so that a run
-can be resumed at any batch. Does not know: what the examples are about, models.
+Batches come in groups of `GROUP_SIZE` of one kind, whose rows are sorted by length before they
+are cut into batches: half of a batch would be padding otherwise.
+
+Knows: padding and collation, and that a group depends on the seed and its number alone, so that
+a run can be resumed at any group. Does not know: what the examples are about, models.
 """
 
 from __future__ import annotations
@@ -27,28 +30,36 @@ class Source:
     batch_size: int
 
 
+GROUP_SIZE = 4
+
+
 class BatchStream(IterableDataset[Batch]):
-    """Batches from `first_batch` on; batch n is a function of (seed, n)."""
+    """Batches from batch `first_batch` on, rounded down to a whole group."""
 
     def __init__(
         self, sources: Sequence[Source], tokenizing: Tokenizing, seed: int, first_batch: int = 0
     ) -> None:
         self.sources, self.tokenizing = tuple(sources), tokenizing
-        self.seed, self.first_batch = seed, first_batch
+        self.seed, self.first_group = seed, first_batch // GROUP_SIZE
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         step, start = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        number = self.first_batch + start
+        number = self.first_group + start
         while True:
-            yield self.batch(number)
+            yield from self.group(number)
             number += step
 
-    def batch(self, number: int) -> Batch:
+    def group(self, number: int) -> list[Batch]:
+        """The batches of a group, in an order drawn with the group's own generator."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
         rates = np.array([s.rate for s in self.sources])
         source = self.sources[int(rng.choice(len(rates), p=rates / rates.sum()))]
-        return collate([self.tokenizing(source.make(rng)) for _ in range(source.batch_size)])
+        size = source.batch_size
+        rows = [self.tokenizing(source.make(rng)) for _ in range(size * GROUP_SIZE)]
+        rows.sort(key=lambda row: len(row.input_ids))
+        order = rng.permutation(GROUP_SIZE)
+        return [collate(rows[k * size : (k + 1) * size]) for k in order]
 
 
 def make_loader(stream: BatchStream, *, n_workers: int) -> DataLoader[Batch]:

@@ -37,24 +37,23 @@ _CAPTION_VARIANTS = ("Describe this image.", "What is in the image?", "Describe 
 _VARIANT_RATE = 0.15
 
 
-def image_example(rng: np.random.Generator, *, n_branches: int = 8) -> Example:
+def image_example(rng: np.random.Generator, *, n_branches: int = 4) -> Example:
     """One picture with several questions."""
     scene = sample_scene(rng)
     branches = [
         _ask("point" if rng.random() < 0.68 else "count", query, [scene], rng)
         for query in sample_queries(rng, scene.objects, n_branches)
     ]
-    branches.append(_caption(scene, rng))
+    if rng.random() < 0.3:
+        branches.append(_caption(scene, rng))
     asked = attribute_questions(scene.objects)
-    if asked:
+    if asked and rng.random() < 0.5:
         question, answer = asked[int(rng.integers(len(asked)))]
         branches.append(_branch(question, answer))
-    return Example(
-        images=[draw_scene(scene)], branches=tuple(branches), objects=[_marks(scene)]
-    )
+    return Example(images=[draw_scene(scene)], branches=tuple(branches), objects=[_marks(scene)])
 
 
-def multi_image_example(rng: np.random.Generator, *, n_branches: int = 4) -> Example:
+def multi_image_example(rng: np.random.Generator, *, n_branches: int = 3) -> Example:
     """Two to four pictures; every question is about all of them."""
     scenes = [sample_scene(rng) for _ in range(int(rng.integers(2, 5)))]
     objects = [o for scene in scenes for o in scene.objects]
@@ -77,8 +76,8 @@ def video_example(rng: np.random.Generator, geometry: VideoGeometry) -> Example:
     shown = [info.frame_times_s[info.frame_at(t)] for t in times]
     scenes = [clip.scene_at(t) for t in shown]
     queries = sample_queries(rng, clip.objects, 3)
-    branches = [_track(query, clip, times, scenes) for query in queries[:2]]
-    branches.append(_video_point(queries[-1], scenes[0]))
+    branches = [_track(queries[0], clip, times, scenes)]
+    branches += [_video_point(query, scenes[0]) for query in queries[1:]]
     return Example(
         frames=draw_frames(clip, shown),
         frame_times_s=times,
@@ -142,9 +141,7 @@ def _track(query: Query, clip: Clip, times: Sequence[float], scenes: Sequence[Sc
         TrackFrame(
             time_s=time_s,
             points={
-                key: (o.x_px, o.y_px)
-                for key, o in enumerate(scene.objects)
-                if query.matches(o)
+                key: (o.x_px, o.y_px) for key, o in enumerate(scene.objects) if query.matches(o)
             },
             scale_xy=(clip.width_px, clip.height_px),
         )

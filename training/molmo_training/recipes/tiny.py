@@ -114,11 +114,9 @@ def sine_positions(side: int, width: int) -> torch.Tensor:
 
 def sources() -> list[Source]:
     return [
-        Source(name="image", make=image_example, rate=0.6, batch_size=24),
-        Source(name="images", make=multi_image_example, rate=0.15, batch_size=12),
-        Source(
-            name="video", make=partial(video_example, geometry=VIDEOS), rate=0.25, batch_size=8
-        ),
+        Source(name="image", make=image_example, rate=0.65, batch_size=32),
+        Source(name="images", make=multi_image_example, rate=0.15, batch_size=16),
+        Source(name="video", make=partial(video_example, geometry=VIDEOS), rate=0.2, batch_size=8),
     ]
 
 

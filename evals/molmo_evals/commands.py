@@ -1,0 +1,127 @@
+"""`molmo eval`: run a task against a server, list the tasks.
+
+Knows: options and where the log goes. Does not know: tasks, requests. Source: this project's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_format
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from molmo_client import AsyncClient
+from molmo_core.errors import InvalidRequest, MolmoError
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from molmo_evals.log import Entry, RunIdentity
+from molmo_evals.report import Row, all_passed, as_json, print_table, report_rows
+from molmo_evals.runner import run_task
+from molmo_evals.task import Task, all_tasks, find_task
+
+LOG_FOLDER = Path("runs") / "evals"
+
+app = App(name="molmo eval", help="Measure a server.", version_flags=())
+
+
+class TargetMissed(MolmoError):
+    """A group is below its target, and --check was given."""
+
+
+@app.command(name="list")
+def list_tasks(*, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """The tasks and their groups."""
+    tasks = all_tasks()
+    if json:
+        groups = {task.name: [group.name for group in task.groups] for task in tasks}
+        print(json_format.dumps(groups, indent=2))
+        return
+    for task in tasks:
+        print(f"{task.name}: {task.what}")
+        for group in task.groups:
+            target = "" if group.target is None else f", target {group.target:.2f}"
+            print(f"  {group.name}: {group.what} ({group.metric}{target})")
+
+
+@app.command
+def run(
+    task: Annotated[str, Parameter(help="Name of a task; `molmo eval list` shows them")],
+    /,
+    *,
+    server: Annotated[str | None, Parameter(help="Address; else MOLMO_SERVER")] = None,
+    n: Annotated[int, Parameter(help="Samples in each group")] = 200,
+    seed: Annotated[int, Parameter(help="Other samples for another number")] = 20261123,
+    group: Annotated[list[str] | None, Parameter(help="Only this group; may be repeated")] = None,
+    log: Annotated[Path | None, Parameter(help="Log to begin, or to go on with")] = None,
+    concurrency: Annotated[int, Parameter(help="Requests at a time")] = 8,
+    json: Annotated[bool, Parameter(negative=(), help="Print the report as JSON")] = False,
+    check: Annotated[bool, Parameter(negative=(), help="Fail when a target is missed")] = False,
+) -> None:
+    """Ask the server a task's samples and print the report.
+
+    Run it again to go on after a stop: answered samples are not asked again.
+    """
+    chosen = find_task(task)
+    _check_options(chosen, n, concurrency, group or ())
+    path = log or LOG_FOLDER / f"{chosen.name}-{seed}.jsonl"
+    identity, rows = asyncio.run(_run(chosen, server, seed, n, path, group or (), concurrency))
+    if json:
+        print(json_format.dumps(as_json(identity, rows), indent=2))
+    else:
+        print_table(identity, rows, Console())
+    if check and not all_passed(rows):
+        missed = ", ".join(row.group for row in rows if row.passed is False)
+        raise TargetMissed(f"below target: {missed}; the log is {path}")
+
+
+def _check_options(task: Task, n: int, concurrency: int, groups: Collection[str]) -> None:
+    if n < 1 or concurrency < 1:
+        raise InvalidRequest(f"--n is {n}, --concurrency {concurrency}; both must be at least 1")
+    known = [one.name for one in task.groups]
+    unknown = sorted(set(groups) - set(known))
+    if unknown:
+        raise InvalidRequest(
+            f"{task.name} has no group {', '.join(unknown)}; choose of: {', '.join(known)}"
+        )
+
+
+async def _run(
+    task: Task,
+    server: str | None,
+    seed: int,
+    n: int,
+    log: Path,
+    groups: Collection[str],
+    n_at_once: int,
+) -> tuple[RunIdentity, list[Row]]:
+    n_samples = n * (len(set(groups)) or len(task.groups))
+    columns = (
+        *Progress.get_default_columns()[:3],
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )
+    console = Console(file=sys.stderr)
+    console.print(f"log: {escape(str(log))}", highlight=False)
+    async with AsyncClient(server) as client:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task(task.name, total=n_samples)
+
+            def on_done(entry: Entry) -> None:
+                progress.advance(bar)
+
+            identity, entries = await run_task(
+                task,
+                client,
+                seed=seed,
+                n=n,
+                log=log,
+                groups=groups,
+                n_at_once=n_at_once,
+                on_done=on_done,
+            )
+    return identity, report_rows(task, entries)

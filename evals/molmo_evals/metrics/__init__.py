@@ -1,0 +1,1 @@
+"""Numbers from predictions and truths: `points` (matching) and `intervals` (95 % bounds)."""

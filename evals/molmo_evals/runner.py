@@ -1,0 +1,97 @@
+"""Ask a server every sample of a task, several at a time.
+
+Knows: order, concurrency, what is logged when. Does not know: what samples ask, how scores
+become a table. Source: this project's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import molmo_core
+from molmo_client import AsyncClient, ServerUnreachable
+
+from molmo_evals.log import Entry, RunIdentity, RunLog
+from molmo_evals.task import Sample, Task
+
+_LOG = logging.getLogger(__name__)
+
+OnDone = Callable[[Entry], None]
+
+
+async def run_task(
+    task: Task,
+    client: AsyncClient,
+    *,
+    seed: int,
+    n: int,
+    log: Path,
+    groups: Collection[str] = (),
+    n_at_once: int = 8,
+    on_done: OnDone = lambda entry: None,
+) -> tuple[RunIdentity, list[Entry]]:
+    """Entries of all samples of `groups` (empty: all), those of an earlier run in `log` included.
+
+    A sample that fails is worth its `failed` score. Raises ServerUnreachable when the server
+    goes away: the log keeps what was answered, the same call goes on from there.
+    """
+    identity = RunIdentity(
+        task=task.name,
+        seed=seed,
+        checkpoint=(await client.models()).data[0].checkpoint,
+        version=molmo_core.__version__,
+    )
+    done: dict[str, Entry] = {}
+    with RunLog(log, identity) as kept:
+        samples = _wanted(task, seed, n, groups)
+
+        async def work() -> None:
+            for sample in samples:  # one iterator for all workers
+                entry = kept.entries.get(sample.key)
+                if entry is None:
+                    entry = await _ask(client, sample)
+                    kept.append(entry)
+                done[entry.key] = entry
+                on_done(entry)
+
+        await _all_at_once([work] * n_at_once)
+    return identity, [done[key] for key in sorted(done)]
+
+
+def _wanted(task: Task, seed: int, n: int, groups: Collection[str]) -> Iterator[Sample]:
+    return (sample for sample in task.samples(seed, n) if not groups or sample.group in groups)
+
+
+async def _all_at_once(workers: list[Callable[[], asyncio.Future[None]]] | list) -> None:
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in workers:
+                group.create_task(work())
+    except BaseExceptionGroup as failures:  # one cause, told many times
+        raise failures.exceptions[0] from None
+
+
+async def _ask(client: AsyncClient, sample: Sample) -> Entry:
+    media = await asyncio.to_thread(sample.media)
+    arguments = [media] if sample.verb == "caption" else [media, sample.text]
+    begin_s = time.monotonic()
+    try:
+        answer = await getattr(client, sample.verb)(*arguments)
+        score, text, error = sample.score(answer), answer.text, None
+    except ServerUnreachable:
+        raise
+    except Exception as failure:
+        _LOG.warning("sample %s failed: %s", sample.key, failure)
+        score, text, error = sample.failed, None, f"{type(failure).__name__}: {failure}"
+    return Entry(
+        key=sample.key,
+        group=sample.group,
+        numbers=score.numbers,
+        seconds=round(time.monotonic() - begin_s, 4),
+        text=text,
+        error=error,
+    )

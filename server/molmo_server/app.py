@@ -1,0 +1,82 @@
+"""The application: all wiring on one screen, no state outside it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from molmo_core import __version__
+from molmo_server.admission import Admission
+from molmo_server.chat_request import ChatRequest
+from molmo_server.checkpoint import Checkpoint
+from molmo_server.engine_pool import EnginePool
+from molmo_server.errors import install_error_handlers
+from molmo_server.gateway import Gateway
+from molmo_server.grounding import VERBS
+from molmo_server.media import MediaGate
+from molmo_server.routes_chat import chat_router
+from molmo_server.routes_ops import ops_router
+from molmo_server.routes_verbs import verbs_router
+from molmo_server.settings import MolmoSettings
+from molmo_server.telemetry import Edge, Metrics
+
+
+def create_app(settings: MolmoSettings, engines: EnginePool, *, checkpoint: Checkpoint) -> FastAPI:
+    """Serve `checkpoint` through `engines`, which start and stop with the application."""
+    metrics = Metrics()
+    gateway = Gateway(
+        settings=settings,
+        checkpoint=checkpoint,
+        engines=engines,
+        media=MediaGate(settings, checkpoint.video),
+        admission=Admission(
+            max_concurrent=settings.max_concurrent,
+            max_queued=settings.max_queued,
+            deadline_s=settings.deadline_s,
+        ),
+        metrics=metrics,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engines.start()
+        try:
+            yield
+        finally:
+            await engines.stop(drain_s=settings.drain_s)
+
+    app = FastAPI(
+        title="Molmo2",
+        version=__version__,
+        summary="Points, counts and tracks as typed data",
+        lifespan=lifespan,
+    )
+    install_error_handlers(app)
+    for router in (chat_router(gateway), verbs_router(gateway), ops_router(gateway)):
+        app.include_router(router)
+    app.add_middleware(
+        Edge,
+        metrics=metrics,
+        checkpoint_id=checkpoint.id,
+        max_body_bytes=settings.max_body_bytes,
+    )
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, and the bodies that the routes read by themselves."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, routes=app.routes
+        )
+        schemas = document["components"]["schemas"]
+        for model in (ChatRequest, *(spec.request for spec in VERBS.values())):
+            own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= own.pop("$defs", {}) | {model.__name__: own}
+        app.openapi_schema = document
+    return app.openapi_schema

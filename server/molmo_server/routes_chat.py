@@ -1,0 +1,129 @@
+"""`POST /v1/chat/completions`: OpenAI's chat, with grounding added to the answer.
+
+Knows: OpenAI's request and answer. Does not know: how the answer comes about (`gateway`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request, Response
+from starlette.types import Scope, Send
+
+from molmo_core import api
+from molmo_core.errors import MolmoError
+from molmo_server.admission import WhileConnected
+from molmo_server.chat_request import ChatRequest, check_limits
+from molmo_server.engine_pool import EngineReply
+from molmo_server.errors import parse_json
+from molmo_server.gateway import Gateway, Question
+from molmo_server.grounding import AnswerReader, read_answer
+from molmo_server.prompt import Prompt
+from molmo_server.relay import StreamRelay, error_events
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # proxies must not collect events
+]
+_REQUEST_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
+}
+
+
+def chat_router(gateway: Gateway) -> APIRouter:
+    router = APIRouter(tags=["chat"])
+
+    @router.post(
+        "/v1/chat/completions",
+        summary="Chat about images or a video, as OpenAI's endpoint of this name",
+        operation_id="chat",
+        openapi_extra={"requestBody": _REQUEST_BODY},
+        response_class=Response,
+        responses={
+            200: {"description": "OpenAI's chat completion; each message has `grounding` beside it"},
+            "4XX": {"model": api.ErrorEnvelope},
+            "5XX": {"model": api.ErrorEnvelope},
+        },
+    )
+    async def chat(request: Request) -> Response:
+        call = parse_json(await request.body(), ChatRequest)
+        settings = gateway.settings
+        check_limits(
+            call,
+            max_choices=settings.max_choices,
+            max_logprobs=settings.max_logprobs,
+            max_stops=settings.max_stops,
+        )
+        image_urls, video_urls = call.media_urls()
+        question = Question(
+            turns=call.turns(),
+            system=call.system(),
+            image_urls=image_urls,
+            video_urls=video_urls,
+            model=call.model,
+            max_tokens=call.asked_tokens,
+            options=call.engine_options(),
+        )
+        answer = _stream if call.stream else _complete
+
+        async def work(scope: Scope, send: Send) -> None:
+            await answer(gateway, question, scope, send)
+
+        return WhileConnected(work)
+
+    return router
+
+
+async def _complete(gateway: Gateway, question: Question, scope: Scope, send: Send) -> None:
+    request_id = scope["state"]["request_id"]
+    prompt, answer = await gateway.complete(question, request_id=request_id)
+    answer["system_fingerprint"] = gateway.checkpoint.id
+    for choice in answer["choices"]:
+        message: dict[str, Any] = choice["message"]
+        grounding = read_answer(message["content"] or "", prompt.media)
+        gateway.note(grounding)
+        message["grounding"] = grounding.model_dump(mode="json")
+    await Response(orjson.dumps(answer), media_type="application/json")(scope, _nothing, send)
+
+
+async def _stream(gateway: Gateway, question: Question, scope: Scope, send: Send) -> None:
+    """Errors before the first byte are raised, later ones end the stream with an error event."""
+    request_id = scope["state"]["request_id"]
+    has_begun = False
+    try:
+        async with gateway.open(question, request_id=request_id, whole=False) as (prompt, reply):
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            has_begun = True
+            await _relay(gateway, prompt, reply, request_id, send)
+    except MolmoError as error:
+        if not has_begun:
+            raise
+        await send({"type": "http.response.body", "body": error_events(error), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _relay(
+    gateway: Gateway, prompt: Prompt, reply: EngineReply, request_id: str, send: Send
+) -> None:
+    def new_reader() -> AnswerReader:
+        return AnswerReader(prompt.media, gateway.note)
+
+    relay = StreamRelay(
+        new_reader,
+        stream_id=f"chatcmpl-{request_id}",
+        model=gateway.settings.served_name,
+        fingerprint=gateway.checkpoint.id,
+    )
+    async for chunk in reply.chunks():
+        if passed := relay.feed(chunk):
+            await send({"type": "http.response.body", "body": passed, "more_body": True})
+        if relay.is_done:
+            return
+    relay.check_is_done()
+
+
+async def _nothing() -> Any:
+    raise RuntimeError("a finished answer reads nothing")
