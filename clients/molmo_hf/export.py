@@ -22,7 +22,7 @@ from molmo_core.errors import CheckpointError
 from molmo_core.images import ImageGeometry
 from molmo_core.videos import VideoGeometry
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from molmo_hf.bundled_code import AUTO_MAPS, write_bundled_code
 from molmo_hf.configuration_molmo2 import Molmo2Config
@@ -120,16 +120,8 @@ def _settings_files(
     """Name → fields of each JSON file."""
     eos = tokenizer.eos_token_id
     bos = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    fields = config.to_dict() | {
-        "architectures": [ARCHITECTURE],
-        "dtype": str(dtype).removeprefix("torch."),
-        "tie_word_embeddings": False,  # the head is written out
-    }
-    fields["text_config"] = fields["text_config"] | {"tie_word_embeddings": False}
-    for private in ("_name_or_path", "auto_map"):
-        fields.pop(private, None)
     return {
-        "config.json": fields,
+        "config.json": _config_fields(config, dtype),
         "generation_config.json": {
             "bos_token_id": bos,
             "eos_token_id": eos,
@@ -138,6 +130,26 @@ def _settings_files(
         "preprocessor_config.json": _image_fields(images),
         "video_preprocessor_config.json": _video_fields(videos),
         "processor_config.json": _joint_fields(images, videos),
+    }
+
+
+def _config_fields(config: Molmo2Config, dtype: torch.dtype) -> dict[str, Any]:
+    """Molmo2's own fields; what every configuration of transformers has by default is left out."""
+    defaults = PretrainedConfig().to_dict()
+
+    def own(fields: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in fields.items() if k not in defaults or v != defaults[k]}
+
+    fields = own(config.to_dict())
+    for part in config.sub_configs:
+        fields[part] = own(fields[part])
+    fields["text_config"]["tie_word_embeddings"] = False  # the head is written out
+    fields.pop("auto_map", None)
+    return fields | {
+        "architectures": [ARCHITECTURE],
+        "model_type": config.model_type,
+        "dtype": str(dtype).removeprefix("torch."),
+        "tie_word_embeddings": False,
     }
 
 

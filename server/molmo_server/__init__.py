@@ -1,0 +1,14 @@
+"""The server: a FastAPI gateway in front of vLLM engines that it starts and looks after.
+
+serve         `molmo serve`: gateway and engine with one command
+app           create_app(settings, engines): all wiring on one screen
+settings      every setting, and the only reader of the environment
+routes_chat, routes_verbs, routes_ops   HTTP: chat, the verbs, models and health
+gateway       the steps from a question to the engine's answer
+chat_request, media, media_probe, prompt   what was sent, checked
+grounding, relay   what the model wrote, read: whole answers, streams
+admission, errors, telemetry   limits, error envelopes, logs and metrics
+checkpoint    what the gateway knows of a checkpoint folder
+engine_pool   engines as the gateway sees them: health, restarts, retries
+engine        what runs inside an engine process: the vLLM plugin
+"""

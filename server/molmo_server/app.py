@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from molmo_core import __version__
 from molmo_server.admission import Admission
 from molmo_server.chat_request import ChatRequest
-from molmo_server.checkpoint import Checkpoint
+from molmo_server.checkpoint import read_checkpoint
 from molmo_server.engine_pool import EnginePool
 from molmo_server.errors import install_error_handlers
 from molmo_server.gateway import Gateway
@@ -25,8 +25,12 @@ from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Edge, Metrics
 
 
-def create_app(settings: MolmoSettings, engines: EnginePool, *, checkpoint: Checkpoint) -> FastAPI:
-    """Serve `checkpoint` through `engines`, which start and stop with the application."""
+def create_app(settings: MolmoSettings, engines: EnginePool) -> FastAPI:
+    """Serve the settings' checkpoint through `engines`, which start and stop with the application.
+
+    Raises CheckpointError.
+    """
+    checkpoint = read_checkpoint(settings.checkpoint_folder, max_model_len=settings.max_model_len)
     metrics = Metrics()
     gateway = Gateway(
         settings=settings,

@@ -57,9 +57,7 @@ def error_response(error: MolmoError) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    return Response(
-        error_body(error), error.status, headers=headers, media_type="application/json"
-    )
+    return Response(error_body(error), error.status, headers=headers, media_type="application/json")
 
 
 def install_error_handlers(app: FastAPI) -> None:

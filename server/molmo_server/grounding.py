@@ -82,9 +82,7 @@ def written(
 
 def _point(answer: Written) -> api.PointAnswer:
     points = answer.grounding.points
-    return api.PointAnswer(
-        points=points, count=len(points), found=_found(answer), **answer.shared
-    )
+    return api.PointAnswer(points=points, count=len(points), found=_found(answer), **answer.shared)
 
 
 def _count(answer: Written) -> api.CountAnswer:
@@ -97,9 +95,7 @@ def _count(answer: Written) -> api.CountAnswer:
 
 def _track(answer: Written) -> api.TrackAnswer:
     tracks = answer.grounding.tracks
-    return api.TrackAnswer(
-        tracks=tracks, count=len(tracks), found=_found(answer), **answer.shared
-    )
+    return api.TrackAnswer(tracks=tracks, count=len(tracks), found=_found(answer), **answer.shared)
 
 
 def _caption(answer: Written) -> api.CaptionAnswer:
@@ -107,9 +103,7 @@ def _caption(answer: Written) -> api.CaptionAnswer:
 
 
 def _query(answer: Written) -> api.QueryAnswer:
-    return api.QueryAnswer(
-        answer=answer.text.strip(), grounding=answer.grounding, **answer.shared
-    )
+    return api.QueryAnswer(answer=answer.text.strip(), grounding=answer.grounding, **answer.shared)
 
 
 def _found(answer: Written) -> bool:

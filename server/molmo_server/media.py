@@ -94,9 +94,7 @@ class MediaGate:
         self._geometry = geometry
         self._turns = asyncio.Semaphore(settings.max_probes)
 
-    async def check(
-        self, images: Sequence[str], videos: Sequence[str]
-    ) -> CheckedMedia:
+    async def check(self, images: Sequence[str], videos: Sequence[str]) -> CheckedMedia:
         """Check the data URLs of one prompt.
 
         Raises TooManyMedia, InvalidMedia.
@@ -128,7 +126,9 @@ class MediaGate:
     async def _check_video(self, url: str) -> CheckedVideo:
         async with self._turns:
             limit = self._settings.max_video_bytes
-            mime, encoded, data = await asyncio.to_thread(_opened, url, "the video", "video/", limit)
+            mime, encoded, data = await asyncio.to_thread(
+                _opened, url, "the video", "video/", limit
+            )
             if not is_known_container(data):
                 raise InvalidMedia("the video is not mp4, mov, webm or mkv; convert it with ffmpeg")
             info = await probe_in_child(data, self._settings)
@@ -143,7 +143,9 @@ def _opened(url: str, what: str, kind: str, limit: int) -> tuple[str, str, bytes
     scheme, _, rest = url.partition(":")
     if scheme.lower() != "data":
         shown = scheme[:20] if rest else "no"
-        raise InvalidMedia(f"{what} has {shown!r} as URL scheme, only data URLs are taken; {_SHAPE}")
+        raise InvalidMedia(
+            f"{what} has {shown!r} as URL scheme, only data URLs are taken; {_SHAPE}"
+        )
     header, comma, encoded = rest.partition(",")
     mime, *parameters = header.lower().split(";")
     if not comma or not mime.startswith(kind) or "base64" not in parameters:

@@ -85,7 +85,10 @@ def _check_streams(data: bytes, limits: ProbeLimits) -> None:
                     "the file has no video stream; send a video (mp4, mov, webm or mkv)"
                 )
             codec = container.streams.video[0].codec_context
-            if codec.name not in ALLOWED_CODECS and codec.codec.canonical_name not in ALLOWED_CODECS:
+            if (
+                codec.name not in ALLOWED_CODECS
+                and codec.codec.canonical_name not in ALLOWED_CODECS
+            ):
                 raise InvalidMedia(
                     f"the video's codec is {codec.name}; allowed are "
                     f"{', '.join(sorted(ALLOWED_CODECS))}: convert it with ffmpeg"

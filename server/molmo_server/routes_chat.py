@@ -43,7 +43,9 @@ def chat_router(gateway: Gateway) -> APIRouter:
         openapi_extra={"requestBody": _REQUEST_BODY},
         response_class=Response,
         responses={
-            200: {"description": "OpenAI's chat completion; each message has `grounding` beside it"},
+            200: {
+                "description": "OpenAI's chat completion; each message has `grounding` beside it"
+            },
             "4XX": {"model": api.ErrorEnvelope},
             "5XX": {"model": api.ErrorEnvelope},
         },

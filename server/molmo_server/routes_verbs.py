@@ -135,9 +135,7 @@ def _question(verb: Verb, spec: VerbSpec, asked: api.GenerationOptions) -> Quest
     image_urls: list[str] = asked.image_urls  # type: ignore[attr-defined]
     video_url: str | None = asked.video_url  # type: ignore[attr-defined]
     text = getattr(asked, spec.text_field) if spec.text_field else ""
-    wording = verb_prompt(
-        verb, text, n_images=len(image_urls), has_video=video_url is not None
-    )
+    wording = verb_prompt(verb, text, n_images=len(image_urls), has_video=video_url is not None)
     options: dict[str, Any] = {"temperature": asked.temperature}
     return Question(
         turns=(Turn(role="user", text=wording),),

@@ -8,6 +8,7 @@ Knows: names, defaults, allowed ranges. Does not know: what the values are used 
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -78,3 +79,9 @@ class MolmoSettings(BaseSettings):
     max_choices: int = Field(default=4, ge=1)
     max_logprobs: int = Field(default=20, ge=0)
     max_stops: int = Field(default=8, ge=0)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        if self.checkpoint is not None:
+            return self.checkpoint
+        return Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))

@@ -1,0 +1,56 @@
+# One command each; `make setup` is done by itself when it is needed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+EXTRA ?= cpu
+VENV := .venv
+RUN := $(VENV)/bin
+STAMP := $(VENV)/.ready-$(EXTRA)
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: help setup serve demo test check fix bench eval soak tiny lock
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## install everything into .venv (EXTRA=gpu for a GPU machine)
+
+$(STAMP): requirements/$(EXTRA).txt pyproject.toml deploy/setup
+	deploy/setup $(EXTRA) "$(PYTHON)"
+	@touch $@
+
+serve: $(STAMP) ## serve the packaged molmo2-tiny (CHECKPOINT=folder for another model)
+	$(RUN)/molmo serve $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT)) $(ARGS)
+
+demo: $(STAMP) ## open the demo page; the server must be running
+	$(RUN)/molmo demo $(ARGS)
+
+eval: $(STAMP) ## measure the running server on freshly drawn scenes
+	$(RUN)/molmo eval run scenes $(ARGS)
+
+test: $(STAMP) ## set up and run the tests
+	$(RUN)/python -m pytest -q -m "not soak" $(ARGS)
+
+check: $(STAMP) ## lint, types, layers
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+	$(RUN)/lint-imports
+
+fix: $(STAMP) ## repair what the linter can repair
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+soak: $(STAMP) ## the slow checks, results in docs/
+	$(RUN)/python -m pytest -q -m soak $(ARGS)
+
+bench: $(STAMP) ## measure the gateway and the preprocessing
+	$(RUN)/python -m tests.bench $(ARGS)
+
+tiny: $(STAMP) ## train molmo2-tiny again, from nothing, and package it (hours)
+	$(RUN)/python -m molmo_training.recipes.tiny runs/tiny $(ARGS)
+
+lock: ## resolve the requirements again
+	for extra in cpu gpu; do .tools/bin/uv pip compile pyproject.toml --universal \
+	  --python-version 3.11 --extra $$extra --extra demo --extra evals --extra training \
+	  --group dev --generate-hashes --no-annotate --no-header -q -o requirements/$$extra.txt; done

@@ -1,0 +1,233 @@
+"""A scripted engine: vLLM's chat API on a Unix socket without a model, for tests.
+
+The answer follows from the last user text: a script maps substrings to answers. Some words make
+it misbehave: see `Trick`. Runs inside a test (`serve_fake`) or as a process of its own, as the
+real engine does: `python -m molmo_server.engine_pool.fake --uds SOCKET --script JSON`.
+
+Knows: the wire format of vLLM's chat endpoint. Does not know: models, images, the gateway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+DEFAULT_ANSWER = 'Counting the <points coords="1 1 250 500">red circle</points> shows a total of 1.'
+_SUBPROCESS_ANSWERS_S = 0.05
+
+
+class Trick(StrEnum):
+    """Words in a question that make the engine misbehave."""
+
+    HANG = "[hang]"  # never answers
+    DIE = "[die]"  # the process is killed before the first byte
+    DIE_LATE = "[die late]"  # in the middle of the answer
+    BREAK = "[break]"  # the connection is closed in the middle of the answer
+    BREAK_FIRST = "[break first]"  # the first request of this text breaks before its first byte
+    FAIL = "[500]"
+    REFUSE = "[400]"
+    FULL = "[503]"
+    ERROR_EVENT = "[error event]"  # a stream that tells of a failure
+
+
+@dataclass(kw_only=True)
+class FakeEngine:
+    """Answers `script[substring]` or `default`, streamed in pieces of about four characters."""
+
+    script: dict[str, str] = field(default_factory=dict)
+    default: str = DEFAULT_ANSWER
+    is_healthy: bool = True
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    """Bodies as received, oldest first."""
+    n_dropped: int = 0
+    """Answers that the caller did not wait for."""
+    seconds_per_piece: float = 0.0
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=256 * 1024 * 1024)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        return app
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.is_healthy else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(
+            text="# HELP vllm:num_requests_running Running.\nvllm:num_requests_running 0\n"
+            "process_open_fds 7\n"
+        )
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.requests.append(body)
+        question = question_of(body)
+        if refusal := await self._misbehave(question, request):
+            return refusal
+        answer = next((a for key, a in self.script.items() if key in question), self.default)
+        if max_tokens := body.get("max_tokens"):
+            pieces = re.findall(r".{1,4}", answer, re.DOTALL)
+            finish = "length" if len(pieces) > max_tokens else "stop"
+            pieces = pieces[:max_tokens]
+        identity = {
+            "id": f"chatcmpl-{request.headers.get('x-request-id', 'none')}",
+            "created": 1_700_000_000,
+            "model": body["model"],
+            "system_fingerprint": "vllm-fake",
+        }
+        usage = {
+            "prompt_tokens": len(question.split()),
+            "completion_tokens": len(pieces),
+            "total_tokens": len(question.split()) + len(pieces),
+        }
+        if body.get("stream"):
+            return await self._stream(request, body, identity, pieces, finish, usage)
+        if Trick.DIE_LATE in question:
+            os.kill(os.getpid(), signal.SIGKILL)
+        message = {"role": "assistant", "content": "".join(pieces)}
+        choices = [
+            {"index": k, "message": message, "finish_reason": finish}
+            for k in range(body.get("n", 1))
+        ]
+        await asyncio.sleep(self.seconds_per_piece * len(pieces))
+        whole = {"object": "chat.completion", **identity, "choices": choices, "usage": usage}
+        return web.json_response(whole)
+
+    async def _misbehave(self, question: str, request: web.Request) -> web.Response | None:
+        if Trick.HANG in question:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.n_dropped += 1
+        if Trick.DIE in question:
+            os.kill(os.getpid(), signal.SIGKILL)
+        is_first = sum(question_of(body) == question for body in self.requests) == 1
+        if Trick.BREAK_FIRST in question and is_first:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        for trick, status in ((Trick.FAIL, 500), (Trick.REFUSE, 400), (Trick.FULL, 503)):
+            if trick in question:
+                message = "cannot identify image file <_io.BytesIO object at 0x7f00deadbeef>"
+                return web.json_response({"error": {"message": message}}, status=status)
+        return None
+
+    async def _stream(
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+        identity: dict[str, Any],
+        pieces: list[str],
+        finish: str,
+        usage: dict[str, int],
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        question = question_of(body)
+        events = stream_events(identity, pieces, finish, n_choices=body.get("n", 1))
+        if body.get("stream_options", {}).get("include_usage"):
+            tail = {"object": "chat.completion.chunk", **identity, "choices": [], "usage": usage}
+            events.append(f"data: {json.dumps(tail)}\n\n")
+        try:
+            for k, event in enumerate(events):
+                if k == len(events) // 2:
+                    self._break(question, request)
+                    if Trick.ERROR_EVENT in question:
+                        await response.write(b'data: {"error": {"message": "EngineDead"}}\n\n')
+                        break
+                await response.write(event.encode())
+                if self.seconds_per_piece:
+                    await asyncio.sleep(self.seconds_per_piece)
+            await response.write(b"data: [DONE]\n\n")
+        except (ConnectionError, asyncio.CancelledError):
+            self.n_dropped += 1
+            raise
+        return response
+
+    def _break(self, question: str, request: web.Request) -> None:
+        if Trick.DIE_LATE in question:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if Trick.BREAK in question and request.transport is not None:
+            request.transport.abort()
+            raise ConnectionResetError("told to break")
+
+
+def stream_events(
+    identity: dict[str, Any], pieces: list[str], finish: str, *, n_choices: int
+) -> list[str]:
+    """The events of one answer without usage and `[DONE]`; every choice gets the same text."""
+    events = []
+
+    def add(index: int, delta: dict[str, Any], finish_reason: str | None) -> None:
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason}
+        chunk = {"object": "chat.completion.chunk", **identity, "choices": [choice]}
+        events.append(f"data: {json.dumps(chunk)}\n\n")
+
+    for index in range(n_choices):
+        add(index, {"role": "assistant", "content": ""}, None)
+        for piece in pieces:
+            add(index, {"content": piece}, None)
+        add(index, {}, finish)
+    return events
+
+
+def question_of(body: dict[str, Any]) -> str:
+    """The last user text."""
+    content = next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user")
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")
+
+
+@asynccontextmanager
+async def serve_fake(engine: FakeEngine, socket: Path) -> AsyncIterator[None]:
+    """Answer on a Unix socket as long as the block runs."""
+    runner = web.AppRunner(engine.app(), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.UnixSite(runner, str(socket)).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A scripted engine for tests")
+    parser.add_argument("--uds", type=Path, required=True)
+    parser.add_argument("--script", type=json.loads, default={})
+    parser.add_argument("--child-pid-file", type=Path, help="start a child, as engines do")
+    parser.add_argument("--fail-if", type=Path, help="end with status 3 when this file exists")
+    arguments = parser.parse_args()
+    if arguments.fail_if is not None and arguments.fail_if.exists():
+        raise SystemExit("told to fail while starting")
+    if arguments.child_pid_file is not None:
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        arguments.child_pid_file.write_text(str(child))
+    asyncio.run(_serve_until_told(FakeEngine(script=arguments.script), arguments.uds))
+
+
+async def _serve_until_told(engine: FakeEngine, socket: Path) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    async with serve_fake(engine, socket):
+        await ended.wait()
+    print("ended in order", flush=True)
+
+
+if __name__ == "__main__":
+    main()

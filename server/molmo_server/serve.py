@@ -1,0 +1,232 @@
+"""`molmo serve`: gateway and engine with one command.
+
+The web server answers `/health` at once; the engine starts behind it. Progress goes to standard
+error, the address and a command to try go to standard output when the engine is ready.
+
+Knows: what the person at the terminal is told, exit codes. Does not know: routes, processes.
+
+Exit codes: 0 ended in order, 1 the engine could not be started, 2 the settings or the checkpoint
+cannot be used, 3 the port is taken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import errno
+import io
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from importlib.resources import files
+from pathlib import Path
+
+import orjson
+import uvicorn
+from PIL import Image
+from pydantic import ValidationError
+
+from molmo_core.errors import CheckpointError
+from molmo_server.app import create_app
+from molmo_server.checkpoint import Checkpoint, read_checkpoint
+from molmo_server.engine.launch import EngineSettings, engine_command
+from molmo_server.engine_pool import (
+    EngineAddress,
+    EnginePool,
+    EngineProcess,
+    EngineTiming,
+    RemoteEngine,
+    SupervisedEngine,
+)
+from molmo_server.engine_pool.supervisor import RestartPolicy
+from molmo_server.errors import from_validation
+from molmo_server.settings import MolmoSettings
+from molmo_server.telemetry import configure_logging
+
+EXIT_OK, EXIT_NO_ENGINE, EXIT_BAD_SETTINGS, EXIT_PORT_TAKEN = 0, 1, 2, 3
+_PROGRESS_S = 5.0
+_LOOK_S = 0.2
+
+
+def serve_command(
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    checkpoint: Path | None = None,
+    engine_url: str | None = None,
+    dtype: str | None = None,
+    max_model_len: int | None = None,
+    n_threads: int | None = None,
+    run_dir: Path | None = None,
+) -> int:
+    """Serve a checkpoint; returns the exit code. What is None comes from `MOLMO_…` or a default."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    try:
+        settings = MolmoSettings(**given)
+    except ValidationError as error:
+        return _complain(EXIT_BAD_SETTINGS, f"settings: {from_validation(error).message}")
+    return run_server(settings)
+
+
+def run_server(settings: MolmoSettings) -> int:
+    """Serve until told to end; returns the exit code."""
+    configure_logging(settings.log_level)
+    try:
+        checkpoint = read_checkpoint(
+            settings.checkpoint_folder, max_model_len=settings.max_model_len
+        )
+    except CheckpointError as error:
+        return _complain(EXIT_BAD_SETTINGS, error.message)
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            return _complain(EXIT_BAD_SETTINGS, f"cannot listen on {settings.host}: {error}")
+        return _complain(
+            EXIT_PORT_TAKEN,
+            f"port {settings.port} on {settings.host} is taken by another program; "
+            f"end that one, or choose another: molmo serve --port {settings.port + 1}",
+        )
+    # Short and private: a socket's path may have 107 characters.
+    private = Path(tempfile.mkdtemp(prefix="molmo-"))
+    try:
+        return asyncio.run(_serve(settings, checkpoint, listener, private))
+    finally:
+        listener.close()
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def build_engines(
+    settings: MolmoSettings, checkpoint: Checkpoint, *, socket_dir: Path, log_dir: Path
+) -> EnginePool:
+    """One engine: at the URL of the settings, or a process of our own."""
+    timing = EngineTiming(
+        health_interval_s=settings.health_interval_s,
+        health_timeout_s=settings.health_timeout_s,
+        hang_grace_s=settings.hang_grace_s,
+        start_timeout_s=settings.start_timeout_s,
+    )
+    warm_ups = _warm_ups(settings.served_name)
+    if settings.engine_url is not None:
+        address = EngineAddress(url=settings.engine_url)
+        remote = RemoteEngine(name="engine-0", address=address, timing=timing, warm_ups=warm_ups)
+        return EnginePool([remote])
+    engine_socket = socket_dir / "engine-0.sock"
+    argv, environment = engine_command(
+        EngineSettings(
+            checkpoint=checkpoint.folder,
+            socket=engine_socket,
+            served_name=settings.served_name,
+            dtype=settings.dtype,
+            max_model_len=checkpoint.max_model_len,
+            max_num_seqs=settings.max_concurrent,
+            max_images=settings.max_images,
+            kv_cache_gib=settings.kv_cache_gib,
+            is_eager=settings.is_eager,
+            n_threads=settings.n_threads,
+            # The engine's own words then name the checkpoint, also inside streams.
+            extra_arguments=("--fingerprint-mode", "custom", "--fingerprint-value", checkpoint.id),
+        )
+    )
+    process = EngineProcess(
+        argv=argv, environment=environment, socket=engine_socket, log=log_dir / "engine-0.log"
+    )
+    restarts = RestartPolicy(
+        first_backoff_s=settings.first_backoff_s,
+        longest_backoff_s=settings.longest_backoff_s,
+        max_failed_starts=settings.max_failed_starts,
+    )
+    engine = SupervisedEngine(
+        name="engine-0", process=process, timing=timing, restarts=restarts, warm_ups=warm_ups
+    )
+    return EnginePool([engine])
+
+
+def _warm_ups(served_name: str) -> tuple[bytes, ...]:
+    """A text and a picture: what is loaded on first use is loaded before anyone waits for it."""
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(picture, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    text = {"type": "text", "text": "Hi"}
+    image = {"type": "image_url", "image_url": {"url": url}}
+    return tuple(
+        orjson.dumps(
+            {
+                "model": served_name,
+                "messages": [{"role": "user", "content": content}],
+                "max_tokens": 1,
+            }
+        )
+        for content in ([text], [image, text])
+    )
+
+
+async def _serve(
+    settings: MolmoSettings, checkpoint: Checkpoint, listener: socket.socket, private: Path
+) -> int:
+    log_dir = settings.run_dir or private
+    log_dir.mkdir(parents=True, exist_ok=True)
+    engines = build_engines(settings, checkpoint, socket_dir=private, log_dir=log_dir)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings, engines),
+            log_config=None,
+            access_log=False,  # the Edge writes one line a request
+            server_header=False,
+            timeout_graceful_shutdown=max(1, int(settings.drain_s)),
+        )
+    )
+    address = _address(settings.host, listener)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    telling = asyncio.create_task(_tell(engines, address, checkpoint, log_dir))
+    await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
+    has_engine = not telling.done() or telling.result()
+    if not has_engine:
+        server.should_exit = True
+    with suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises it again
+        await serving
+    telling.cancel()
+    return EXIT_OK if has_engine else EXIT_NO_ENGINE
+
+
+async def _tell(engines: EnginePool, address: str, checkpoint: Checkpoint, log_dir: Path) -> bool:
+    """Progress while the engine starts; True when it is ready, False when it was given up."""
+    began = told_at = time.monotonic()
+    _note(f"molmo: serving {checkpoint.id} on {address}, starting the engine …")
+    while not engines.is_ready:
+        if engines.has_failed:
+            engine = engines.engines[0]
+            tail = engine.log_tail() if isinstance(engine, SupervisedEngine) else ""
+            _note(f"molmo: the engine could not be started: {engine.reason}\n{tail}")
+            return False
+        await asyncio.sleep(_LOOK_S)
+        if time.monotonic() - told_at >= _PROGRESS_S:
+            told_at = time.monotonic()
+            reason = engines.engines[0].reason
+            _note(f"molmo: {told_at - began:4.0f} s  {reason}  (log: {log_dir})")
+    example = files("molmo_client") / "examples" / "shapes.png"
+    print(f"Molmo2 is ready after {time.monotonic() - began:.0f} s: open {address}/docs")
+    print(f'Try:  molmo point {example} "the red circle" --server {address}', flush=True)
+    return True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
+def _address(host: str, listener: socket.socket) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{listener.getsockname()[1]}"
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _complain(exit_code: int, message: str) -> int:
+    _note(f"molmo serve: {message}")
+    return exit_code
