@@ -5,7 +5,7 @@ imports torch. The `molmo` command is `molmo_client.__main__`.
 """
 
 from molmo_client.client import AsyncClient, Client
-from molmo_client.failures import AnswerTimedOut, RequestFailed, ServerUnreachable
+from molmo_client.failures import AnswerTimedOut, RequestFailed, ServerUnreachable, WrongUsage
 from molmo_client.media import EncodedMedia, MediaInput, OneMedia, encode
 from molmo_client.retries import RetryPolicy
 
@@ -19,5 +19,6 @@ __all__ = [
     "RequestFailed",
     "RetryPolicy",
     "ServerUnreachable",
+    "WrongUsage",
     "encode",
 ]

@@ -20,8 +20,8 @@ import molmo_core
 from cyclopts import App, CycloptsError, Parameter
 from molmo_core.errors import MolmoError
 
-from molmo_client.asking import VERBS, WrongUsage
-from molmo_client.failures import RequestFailed, ServerUnreachable
+from molmo_client.asking import VERBS
+from molmo_client.failures import RequestFailed, ServerUnreachable, WrongUsage
 
 OK, FAILED, WRONG_USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 

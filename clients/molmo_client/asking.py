@@ -14,20 +14,16 @@ from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
 from molmo_core import api
-from molmo_core.errors import InvalidRequest
 
 from molmo_client import terminal
 from molmo_client.calls import Generation
 from molmo_client.client import Client
 from molmo_client.draw import draw_points, save_image
 from molmo_client.draw_video import draw_tracks, tracks_of_points
+from molmo_client.failures import WrongUsage
 from molmo_client.media import EncodedMedia, encode
 
 Answer = TypeVar("Answer", bound=api.VerbAnswer)
-
-
-class WrongUsage(InvalidRequest):
-    """The command line asks for what cannot be done; found before anything is sent."""
 
 
 @Parameter(name="*")
@@ -45,10 +41,7 @@ class Options:
     max_tokens: Annotated[int | None, Parameter(help="Longest answer")] = None
 
     def client(self) -> Client:
-        try:
-            return Client(self.server)
-        except InvalidRequest as failure:
-            raise WrongUsage(failure.message) from failure
+        return Client(self.server)
 
     def generation(self) -> Generation:
         return Generation(model=self.model, max_tokens=self.max_tokens)

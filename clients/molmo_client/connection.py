@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 import molmo_core
-from molmo_core.errors import InvalidRequest, MolmoError
+from molmo_core.errors import MolmoError
 
-from molmo_client.failures import AnswerTimedOut, ServerUnreachable
+from molmo_client.failures import AnswerTimedOut, ServerUnreachable, WrongUsage
 from molmo_client.retries import RetryPolicy
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
@@ -69,7 +69,7 @@ def connection_to(
 ) -> Connection:
     """A connection to `url`, else to `MOLMO_SERVER`, else to this machine's port 8000.
 
-    Raises InvalidRequest for an address that is not http(s).
+    Raises WrongUsage for an address that is not http(s).
     """
     named = url or os.environ.get("MOLMO_SERVER") or DEFAULT_SERVER
     address = named.rstrip("/").removesuffix("/v1")
@@ -79,7 +79,7 @@ def connection_to(
     except ValueError:  # a port that is no number
         is_usable = False
     if not is_usable:
-        raise InvalidRequest(f"server address is {named!r}; write it as http://HOST:PORT")
+        raise WrongUsage(f"server address is {named!r}; write it as http://HOST:PORT")
     return Connection(
         url=address,
         api_key=api_key or os.environ.get("MOLMO_API_KEY") or None,

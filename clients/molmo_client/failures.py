@@ -52,6 +52,10 @@ class RequestFailed(MolmoError):
     request_id: str | None = None
 
 
+class WrongUsage(errors.InvalidRequest):
+    """The caller's own options or files make no sense; found before anything is sent."""
+
+
 class ServerUnreachable(MolmoError):
     """No connection to the server, after all retries."""
 

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import json as json_format
+import re
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
-from molmo_client import AsyncClient
-from molmo_core.errors import InvalidRequest, MolmoError
+from molmo_client import AsyncClient, WrongUsage
+from molmo_core.errors import MolmoError
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 from molmo_evals.log import Entry, RunIdentity
 from molmo_evals.report import Row, all_passed, as_json, print_table, report_rows
-from molmo_evals.runner import run_task
+from molmo_evals.runner import identify, run_task
 from molmo_evals.task import Task, all_tasks, find_task
 
 LOG_FOLDER = Path("runs") / "evals"
@@ -68,8 +68,9 @@ def run(
     """
     chosen = find_task(task)
     _check_options(chosen, n, concurrency, group or ())
-    path = log or LOG_FOLDER / f"{chosen.name}-{seed}.jsonl"
-    identity, rows = asyncio.run(_run(chosen, server, seed, n, path, group or (), concurrency))
+    identity, rows, path = asyncio.run(
+        _run(chosen, server, seed, n=n, log=log, groups=group or (), n_at_once=concurrency)
+    )
     if json:
         print(json_format.dumps(as_json(identity, rows), indent=2))
     else:
@@ -81,11 +82,11 @@ def run(
 
 def _check_options(task: Task, n: int, concurrency: int, groups: Collection[str]) -> None:
     if n < 1 or concurrency < 1:
-        raise InvalidRequest(f"--n is {n}, --concurrency {concurrency}; both must be at least 1")
+        raise WrongUsage(f"--n is {n}, --concurrency {concurrency}; both must be at least 1")
     known = [one.name for one in task.groups]
     unknown = sorted(set(groups) - set(known))
     if unknown:
-        raise InvalidRequest(
+        raise WrongUsage(
             f"{task.name} has no group {', '.join(unknown)}; choose of: {', '.join(known)}"
         )
 
@@ -94,34 +95,46 @@ async def _run(
     task: Task,
     server: str | None,
     seed: int,
+    *,
     n: int,
-    log: Path,
+    log: Path | None,
     groups: Collection[str],
     n_at_once: int,
-) -> tuple[RunIdentity, list[Row]]:
-    n_samples = n * (len(set(groups)) or len(task.groups))
-    columns = (
-        *Progress.get_default_columns()[:3],
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-    )
+) -> tuple[RunIdentity, list[Row], Path]:
     console = Console(file=sys.stderr)
-    console.print(f"log: {escape(str(log))}", highlight=False)
     async with AsyncClient(server) as client:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        identity = await identify(task, client, seed)
+        path = log or LOG_FOLDER / _log_name(identity)
+        console.print(f"log: {path}", highlight=False, markup=False, soft_wrap=True)
+        with Progress(*_columns(), console=console, disable=not console.is_terminal) as progress:
+            n_samples = n * (len(set(groups)) or len(task.groups))
             bar = progress.add_task(task.name, total=n_samples)
 
             def on_done(entry: Entry) -> None:
                 progress.advance(bar)
 
-            identity, entries = await run_task(
+            entries = await run_task(
                 task,
                 client,
-                seed=seed,
+                identity,
                 n=n,
-                log=log,
+                log=path,
                 groups=groups,
                 n_at_once=n_at_once,
                 on_done=on_done,
             )
-    return identity, report_rows(task, entries)
+    return identity, report_rows(task, entries), path
+
+
+def _log_name(identity: RunIdentity) -> str:
+    """One file for each checkpoint, or a new one could not be measured with the same seed."""
+    checkpoint = re.sub(r"[^A-Za-z0-9._-]+", "-", identity.checkpoint)
+    return f"{identity.task}-{identity.seed}-{checkpoint}.jsonl"
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        *Progress.get_default_columns()[:3],
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from pathlib import Path
 
 import molmo_core
@@ -23,31 +23,35 @@ _LOG = logging.getLogger(__name__)
 OnDone = Callable[[Entry], None]
 
 
-async def run_task(
-    task: Task,
-    client: AsyncClient,
-    *,
-    seed: int,
-    n: int,
-    log: Path,
-    groups: Collection[str] = (),
-    n_at_once: int = 8,
-    on_done: OnDone = lambda entry: None,
-) -> tuple[RunIdentity, list[Entry]]:
-    """Entries of all samples of `groups` (empty: all), those of an earlier run in `log` included.
-
-    A sample that fails is worth its `failed` score. Raises ServerUnreachable when the server
-    goes away: the log keeps what was answered, the same call goes on from there.
-    """
-    identity = RunIdentity(
+async def identify(task: Task, client: AsyncClient, seed: int) -> RunIdentity:
+    """What a run against the server as it is now would be."""
+    return RunIdentity(
         task=task.name,
         seed=seed,
         checkpoint=(await client.models()).data[0].checkpoint,
         version=molmo_core.__version__,
     )
+
+
+async def run_task(
+    task: Task,
+    client: AsyncClient,
+    identity: RunIdentity,
+    *,
+    n: int,
+    log: Path,
+    groups: Collection[str] = (),
+    n_at_once: int = 8,
+    on_done: OnDone = lambda entry: None,
+) -> list[Entry]:
+    """Entries of all samples of `groups` (empty: all), those of an earlier run in `log` included.
+
+    A sample that fails is worth its `failed` score. Raises ServerUnreachable when the server
+    goes away: the log keeps what was answered, the same call goes on from there.
+    """
     done: dict[str, Entry] = {}
     with RunLog(log, identity) as kept:
-        samples = _wanted(task, seed, n, groups)
+        samples = _wanted(task, identity.seed, n, groups)
 
         async def work() -> None:
             for sample in samples:  # one iterator for all workers
@@ -59,14 +63,14 @@ async def run_task(
                 on_done(entry)
 
         await _all_at_once([work] * n_at_once)
-    return identity, [done[key] for key in sorted(done)]
+    return [done[key] for key in sorted(done)]
 
 
 def _wanted(task: Task, seed: int, n: int, groups: Collection[str]) -> Iterator[Sample]:
     return (sample for sample in task.samples(seed, n) if not groups or sample.group in groups)
 
 
-async def _all_at_once(workers: list[Callable[[], asyncio.Future[None]]] | list) -> None:
+async def _all_at_once(workers: Iterable[Callable[[], Coroutine[None, None, None]]]) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             for work in workers:

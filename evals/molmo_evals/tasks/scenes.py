@@ -116,7 +116,7 @@ def _questions(rng: np.random.Generator, key: str) -> Sample:
     while not asked:
         scene = _scene(rng)
         asked = attribute_questions(scene.objects)
-    question, right = asked[rng.integers(len(asked))]
+    question, right = asked[int(rng.integers(len(asked)))]
 
     def score(answer: api.QueryAnswer) -> Score:
         return scoring.right_or_wrong(scoring.same_word(answer.answer, right))
