@@ -9,6 +9,7 @@ Knows: which modules those are. Does not know: weights, settings.
 from __future__ import annotations
 
 import ast
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -50,11 +51,39 @@ AUTO_MAPS: dict[str, dict[str, str]] = {
 
 
 def write_bundled_code(folder: Path) -> None:
-    """Write every needed module into the folder."""
+    """Write every needed module into the folder.
+
+    transformers 4.57 copies the files that an entry file names itself, and no more; so each file
+    names those that it needs through others too.
+    """
+    sources = {}
     for module, name in _MODULES.items():
         package, _, stem = module.partition(".")
         source = files(package).joinpath(f"{stem}.py").read_text()
-        (folder / f"{name}.py").write_text(rewrite_imports(source, package))
+        sources[name] = rewrite_imports(source, package)
+    for name, source in sources.items():
+        indirect = sorted(_needed_by(name, sources) - _named_in(source) - {name})
+        naming = [f"    from .{other} import *  # noqa: F403" for other in indirect]
+        if naming:
+            source += "\n" + "\n".join(["import typing", "", _NAMING, *naming]) + "\n"
+        (folder / f"{name}.py").write_text(source)
+
+
+_NAMING = "if typing.TYPE_CHECKING:  # never run: tells transformers 4.57 which files to copy"
+
+
+def _named_in(source: str) -> set[str]:
+    return set(re.findall(r"^\s*from \.(\w+) import", source, re.MULTILINE))
+
+
+def _needed_by(name: str, sources: dict[str, str]) -> set[str]:
+    found: set[str] = set()
+    waiting = {name}
+    while waiting:
+        named = _named_in(sources[waiting.pop()])
+        waiting |= named - found
+        found |= named
+    return found
 
 
 def rewrite_imports(source: str, package: str) -> str:
