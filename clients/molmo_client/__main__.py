@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import molmo_core
 from cyclopts import App, CycloptsError, Parameter
-from molmo_core.errors import MolmoError
 
+import molmo_core
+from molmo_client import terminal
 from molmo_client.asking import VERBS
 from molmo_client.failures import RequestFailed, ServerUnreachable, WrongUsage
+from molmo_core.errors import MolmoError
 
 OK, FAILED, WRONG_USAGE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -137,7 +138,7 @@ def _with_details(failure: MolmoError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"molmo: {' '.join(message.split())}", file=sys.stderr)
+    terminal.remark(f"molmo: {' '.join(message.split())}")
     return code
 
 

@@ -6,14 +6,12 @@ Knows: options of a question and what is done with its answer. Does not know: th
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 from cyclopts import Parameter
-from molmo_core import api
 
 from molmo_client import terminal
 from molmo_client.calls import Generation
@@ -22,6 +20,7 @@ from molmo_client.draw import draw_points, save_image
 from molmo_client.draw_video import draw_tracks, tracks_of_points
 from molmo_client.failures import WrongUsage
 from molmo_client.media import EncodedMedia, encode
+from molmo_core import api
 
 Answer = TypeVar("Answer", bound=api.VerbAnswer)
 
@@ -120,10 +119,10 @@ def _article(encoded: EncodedMedia) -> str:
 
 
 def _tell(answer: Answer, options: Options, in_words: Callable[[Answer], str]) -> None:
-    print(answer.model_dump_json(indent=2) if options.json else in_words(answer))
+    terminal.say(answer.model_dump_json(indent=2) if options.json else in_words(answer))
     if not options.json:
         for line in terminal.warning_lines(answer.warnings):
-            print(line, file=sys.stderr)
+            terminal.remark(line)
 
 
 def _draw(
@@ -139,4 +138,4 @@ def _draw(
         draw_tracks(media, [*tracks, *tracks_of_points(points)], draw)
     else:
         save_image(draw_points(encoded, points), draw)
-    print(f"molmo: wrote {draw}", file=sys.stderr)
+    terminal.remark(f"molmo: wrote {draw}")

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
 import httpx2
-from molmo_core import api
-from molmo_core.errors import InvalidMedia, InvalidRequest
 from pydantic import BaseModel, ValidationError
 
 from molmo_client.failures import RequestFailed, failure_of
 from molmo_client.media import MediaInput, encode_all
+from molmo_core import api
+from molmo_core.errors import InvalidMedia, InvalidRequest
 
 Answer = TypeVar("Answer", bound=BaseModel)
 Request = TypeVar("Request", bound=BaseModel)

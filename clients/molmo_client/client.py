@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import Self, Unpack
 
 import httpx2
-from molmo_core import api
 
 from molmo_client import calls
 from molmo_client.calls import Answer, Call, Generation
 from molmo_client.connection import Connection, connection_to
 from molmo_client.media import MediaInput
 from molmo_client.retries import RetryPolicy, random_jitter
+from molmo_core import api
 
 _LIVE_PATH, _READY_PATH = "/health", "/ready"
 

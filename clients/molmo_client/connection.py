@@ -12,11 +12,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-import molmo_core
-from molmo_core.errors import MolmoError
 
+import molmo_core
 from molmo_client.failures import AnswerTimedOut, ServerUnreachable, WrongUsage
 from molmo_client.retries import RetryPolicy
+from molmo_core.errors import MolmoError
 
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")

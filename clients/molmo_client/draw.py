@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from molmo_core.api import Point
-from molmo_core.errors import InvalidMedia
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from molmo_client.media import OneMedia, encode
+from molmo_core.api import Point
+from molmo_core.errors import InvalidMedia
 
 Rgb = tuple[int, int, int]
 

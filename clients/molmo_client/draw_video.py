@@ -15,11 +15,11 @@ from typing import Any
 
 import av
 import numpy as np
-from molmo_core.api import Point, Track, TrackPoint
-from molmo_core.errors import InvalidMedia
 from PIL import Image, ImageDraw
 
 from molmo_client.draw import Rgb, Style, colour_of, draw_dot, draw_tag
+from molmo_core.api import Point, Track, TrackPoint
+from molmo_core.errors import InvalidMedia
 
 TRAIL_S = 1.0
 _SHOWN_ALONE_S = 0.25  # either way, before the first, after the last and around a lone moment

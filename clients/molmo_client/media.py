@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 import numpy as np
-from molmo_core.errors import InvalidMedia
 from PIL import Image
+
+from molmo_core.errors import InvalidMedia
 
 MediaKind = Literal["image", "video"]
 

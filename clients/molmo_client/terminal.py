@@ -6,9 +6,20 @@ know: commands, options, exit codes. Source: this project's own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
 from molmo_core import api
+
+
+def say(text: str) -> None:
+    """One answer, on standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def remark(text: str) -> None:
+    """Anything that is not the answer, on standard error."""
+    sys.stderr.write(f"{text}\n")
 
 
 def shown(text: str) -> str:

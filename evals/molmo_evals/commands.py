@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
-from molmo_client import AsyncClient, WrongUsage
-from molmo_core.errors import MolmoError
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
+from molmo_client import AsyncClient, WrongUsage, terminal
+from molmo_core.errors import MolmoError
 from molmo_evals.log import Entry, RunIdentity
 from molmo_evals.report import Row, all_passed, as_json, print_table, report_rows
 from molmo_evals.runner import identify, run_task
@@ -39,13 +39,13 @@ def list_tasks(*, json: Annotated[bool, Parameter(negative=())] = False) -> None
     tasks = all_tasks()
     if json:
         groups = {task.name: [group.name for group in task.groups] for task in tasks}
-        print(json_format.dumps(groups, indent=2))
+        terminal.say(json_format.dumps(groups, indent=2))
         return
     for task in tasks:
-        print(f"{task.name}: {task.what}")
+        terminal.say(f"{task.name}: {task.what}")
         for group in task.groups:
             target = "" if group.target is None else f", target {group.target:.2f}"
-            print(f"  {group.name}: {group.what} ({group.metric}{target})")
+            terminal.say(f"  {group.name}: {group.what} ({group.metric}{target})")
 
 
 @app.command
@@ -72,7 +72,7 @@ def run(
         _run(chosen, server, seed, n=n, log=log, groups=group or (), n_at_once=concurrency)
     )
     if json:
-        print(json_format.dumps(as_json(identity, rows), indent=2))
+        terminal.say(json_format.dumps(as_json(identity, rows), indent=2))
     else:
         print_table(identity, rows, Console())
     if check and not all_passed(rows):

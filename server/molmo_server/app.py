@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
 from molmo_core import __version__
 from molmo_server.admission import Admission
@@ -79,7 +80,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, summary=app.summary, routes=app.routes
         )
         schemas = document["components"]["schemas"]
-        for model in (ChatRequest, *(spec.request for spec in VERBS.values())):
+        models: list[type[BaseModel]] = [ChatRequest, *(spec.request for spec in VERBS.values())]
+        for model in models:
             own = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= own.pop("$defs", {}) | {model.__name__: own}
         app.openapi_schema = document

@@ -208,8 +208,11 @@ async def _tell(engines: EnginePool, address: str, checkpoint: Checkpoint, log_d
             reason = engines.engines[0].reason
             _note(f"molmo: {told_at - began:4.0f} s  {reason}  (log: {log_dir})")
     example = files("molmo_client") / "examples" / "shapes.png"
-    print(f"Molmo2 is ready after {time.monotonic() - began:.0f} s: open {address}/docs")
-    print(f'Try:  molmo point {example} "the red circle" --server {address}', flush=True)
+    sys.stdout.write(
+        f"Molmo2 is ready after {time.monotonic() - began:.0f} s: open {address}/docs\n"
+        f'Try:  molmo point {example} "the red circle" --server {address}\n'
+    )
+    sys.stdout.flush()
     return True
 
 
@@ -224,7 +227,7 @@ def _address(host: str, listener: socket.socket) -> str:
 
 
 def _note(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    sys.stderr.write(line + "\n")
 
 
 def _complain(exit_code: int, message: str) -> int:

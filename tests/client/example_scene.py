@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 
-from molmo_core.scenes import COLOURS, Background, Scene, SceneObject, draw_scene
 from PIL import Image
+
+from molmo_core.scenes import COLOURS, Background, Scene, SceneObject, draw_scene
 
 _PLACED = (  # shape, colour, x_px, y_px, radius_px, tilt in rad
     ("circle", "red", 104.0, 96.0, 38.0, 0.0),

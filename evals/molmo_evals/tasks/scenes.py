@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from molmo_core import api
 from molmo_core.clips import Clip, sample_clip, write_clip
 from molmo_core.scene_questions import attribute_questions
 from molmo_core.scenes import Scene, draw_scene, sample_queries, sample_scene
-from PIL import Image
-
 from molmo_evals.metrics.points import Tally
 from molmo_evals.task import Group, Sample, Score, Verb, task
 from molmo_evals.tasks import scenes_scoring as scoring

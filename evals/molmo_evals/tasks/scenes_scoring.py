@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+
 from molmo_core import api
 from molmo_core.clips import Clip
 from molmo_core.scenes import COLOURS, SHAPES, Query, Scene, describe
-
 from molmo_evals.metrics.points import HIT_SHARE_OF_DIAGONAL, XY, Tally, count_hits, match, total
 from molmo_evals.task import Score
 

@@ -116,6 +116,20 @@ def apply_patches() -> None:
     register_backend(AttentionBackendEnum.TRITON_ATTN, f"{_HERE}.gpu_attention.MolmoTritonBackend")
 
 
+def feed_stock_model() -> None:
+    """For the proof that parity tests can fail: our preprocessing, all else vLLM's own."""
+    from vllm.model_executor.models import molmo2
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    from molmo_server.engine.processing import FaithfulProcessingInfo, FaithfulProcessor
+
+    MULTIMODAL_REGISTRY.register_processor(
+        FaithfulProcessor,
+        info=FaithfulProcessingInfo,
+        dummy_inputs=molmo2.Molmo2DummyInputsBuilder,
+    )(molmo2.Molmo2ForConditionalGeneration)
+
+
 def repair_sampling() -> None:
     """Keep token ids that have no logit from being used as an index into the logits.
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 import os
 
 STOCK_SWITCH = "MOLMO_ENGINE_STOCK"
-"""For tests only: set to 1, vLLM's own Molmo2 runs (the parity tests must fail with it)."""
+"""For tests only: set to 1, vLLM's own model, mask, scheduler and renderer run. The parity tests
+must fail with it."""
 
 
 def register() -> None:
     """Register Molmo2's Hugging Face classes and install the faithful engine parts."""
     import molmo_hf
-    from molmo_server.engine.patches import apply_patches, check_engine, repair_sampling
+    from molmo_server.engine import patches
 
-    check_engine()
+    patches.check_engine()
     molmo_hf.register()
-    repair_sampling()
-    if os.environ.get(STOCK_SWITCH) != "1":
-        apply_patches()
+    patches.repair_sampling()
+    if os.environ.get(STOCK_SWITCH) == "1":
+        patches.feed_stock_model()
+    else:
+        patches.apply_patches()

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,6 @@ from typing import Any
 from aiohttp import web
 
 DEFAULT_ANSWER = 'Counting the <points coords="1 1 250 500">red circle</points> shows a total of 1.'
-_SUBPROCESS_ANSWERS_S = 0.05
 
 
 class Trick(StrEnum):
@@ -226,7 +226,7 @@ async def _serve_until_told(engine: FakeEngine, socket: Path) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with serve_fake(engine, socket):
         await ended.wait()
-    print("ended in order", flush=True)
+    sys.stdout.write("ended in order\n")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from molmo_server.engine_pool import watchdog
 from molmo_server.engine_pool.remote import (
@@ -149,7 +151,7 @@ class SupervisedEngine(RemoteEngine):
                 logger.info("engine %s is starting, %.0f s: %s", self.name, elapsed, last)
             await asyncio.sleep(min(self._timing.health_interval_s, _FIRST_LOOK_S))
 
-    async def _until_exit_or(self, work: asyncio._CoroutineLike[str | None]) -> str | None:
+    async def _until_exit_or(self, work: Coroutine[Any, Any, str | None]) -> str | None:
         """What `work` returns, or that the process ended before."""
         assert self._process is not None
         process = self._process

@@ -32,9 +32,11 @@ def main(command: list[str]) -> None:
     poller.register(exited, select.POLLIN)
     ready = [descriptor for descriptor, _ in poller.poll()]
     if exited in ready:
-        print(f"engine process {engine.pid} ended with status {engine.wait()}", flush=True)
+        last_words = f"engine process {engine.pid} ended with status {engine.wait()}"
     else:
-        print(f"the gateway is gone: killing engine process {engine.pid}", flush=True)
+        last_words = f"the gateway is gone: killing engine process {engine.pid}"
+    sys.stdout.write(last_words + "\n")
+    sys.stdout.flush()
     os.killpg(0, signal.SIGKILL)
 
 
