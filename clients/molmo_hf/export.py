@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from molmo_core.errors import CheckpointError
-from molmo_core.images import ImageGeometry
-from molmo_core.videos import VideoGeometry
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from molmo_core.errors import CheckpointError
+from molmo_core.images import ImageGeometry
+from molmo_core.videos import VideoGeometry
 from molmo_hf.bundled_code import AUTO_MAPS, write_bundled_code
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.processing_molmo2 import Molmo2Processor
@@ -73,9 +73,7 @@ def save_checkpoint(
     if with_code:
         write_bundled_code(folder)
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else dict(weights)
-    save_torch_state_dict(
-        _released_tensors(tensors, dtype), folder, max_shard_size=shard_bytes
-    )
+    save_torch_state_dict(_released_tensors(tensors, dtype), folder, max_shard_size=shard_bytes)
     return folder
 
 

@@ -13,14 +13,15 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-from molmo_core.errors import InvalidMedia
-from molmo_core.images import ImageGeometry, prepare_image
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
 from transformers.processing_utils import ImagesKwargs
+
+from molmo_core.errors import InvalidMedia
+from molmo_core.images import ImageGeometry, prepare_image
 
 BILINEAR = 2
 _SETTINGS_OF_THE_LOADER = ("image_processor_type", "video_processor_type", "processor_class")

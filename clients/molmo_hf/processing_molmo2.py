@@ -13,12 +13,13 @@ from dataclasses import replace
 from typing import Any
 
 import transformers
+from transformers import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
 from molmo_core.errors import InvalidRequest, TooManyMedia
 from molmo_core.images import ImageGeometry, ImageGrid, image_tokens
 from molmo_core.tokens import IMAGE, VIDEO, VISUAL_TOKENS
 from molmo_core.videos import VideoGeometry, video_text
-from transformers import BatchFeature
-from transformers.processing_utils import ProcessorMixin
 
 from .video_processing_molmo2 import FRAME_TIMES
 

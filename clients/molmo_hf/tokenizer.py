@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
 from molmo_core.errors import CheckpointError
 from molmo_core.tokens import (
     END_OF_TEXT,
@@ -20,8 +23,6 @@ from molmo_core.tokens import (
     SpecialIds,
     filler_token,
 )
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 CONTROLS = (END_OF_TEXT, TURN_START, TURN_END)
 """First ids, in this order, of a vocabulary trained here."""
@@ -60,9 +61,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return _wrap(tokenizer, bos_token=None)
 
 
-def build_tokenizer(
-    base: PreTrainedTokenizerFast, base_vocab_size: int
-) -> PreTrainedTokenizerFast:
+def build_tokenizer(base: PreTrainedTokenizerFast, base_vocab_size: int) -> PreTrainedTokenizerFast:
     """Pad a base tokenizer to the model's rows and put the special tokens behind them.
 
     `base_vocab_size` is the number of rows of the base embedding; `base` keeps its ids and its

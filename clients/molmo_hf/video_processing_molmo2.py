@@ -15,6 +15,11 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from transformers import BatchFeature
+from transformers.processing_utils import VideosKwargs
+from transformers.video_processing_utils import BaseVideoProcessor
+
 from molmo_core.errors import InvalidMedia
 from molmo_core.videos import (
     SampleMode,
@@ -24,10 +29,6 @@ from molmo_core.videos import (
     probe_video,
     sample_times,
 )
-from numpy.typing import NDArray
-from transformers import BatchFeature
-from transformers.processing_utils import VideosKwargs
-from transformers.video_processing_utils import BaseVideoProcessor
 
 from .image_processing_molmo2 import (
     BILINEAR,

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+
 from molmo_core.errors import InvalidRequest
 from molmo_core.scenes import (
     COLOUR_JITTER,

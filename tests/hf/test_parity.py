@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.image_processing_molmo2 import Molmo2ImageProcessor
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_hf.video_processing_molmo2 import Molmo2VideoProcessor
-from PIL import Image
-from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
 
 PARITY = Path(__file__).parents[2].parent / "shared" / "parity"
 MODELS = ("qwen3", "olmo3")

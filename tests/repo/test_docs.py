@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]
-_PATH = re.compile(r"`((?:clients|server|training|evals|demo|deploy|tests|docs|requirements)/[\w./*-]*)`")
+_PATH = re.compile(
+    r"`((?:clients|server|training|evals|demo|deploy|tests|docs|requirements)/[\w./*-]*)`"
+)
 _TARGET = re.compile(r"\bmake ([a-z][a-z-]*)\b")
 
 

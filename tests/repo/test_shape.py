@@ -83,9 +83,7 @@ def test_no_vague_module_names() -> None:
 
 @pytest.mark.parametrize("root", SOURCE_ROOTS)
 def test_source_root_holds_only_its_packages(root: str) -> None:
-    packages = {
-        p.name for p in (ROOT / root).iterdir() if p.is_dir() and p.name != "__pycache__"
-    }
+    packages = {p.name for p in (ROOT / root).iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert packages == PACKAGES[root]
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration, attention_mask
 from torch import Tensor
 
+from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration, attention_mask
 from molmo_training.data.example import Batch
 from molmo_training.loss import PatchProbe, token_loss
 from molmo_training.optim import OptimConfig, build_optimizer, clip_gradients, set_learning_rate
@@ -35,7 +35,7 @@ class TrainerConfig:
     probe_weight: float = 1.0
     """Weight of the tower's own loss, see `PatchProbe`; 0 trains without it."""
     log_every: int = 20
-    save_every: int = 500
+    save_every: int = 100
     max_seconds: float | None = None
     """Wall-clock limit of the whole run; the learning rate follows whichever of steps and time is
     further on, so that a run cut by time ends with a small rate."""

@@ -11,8 +11,9 @@ from functools import lru_cache
 from importlib.resources import files
 
 import numpy as np
-from molmo_core.tokens import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START, filler_token
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from molmo_core.tokens import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START, filler_token
 
 VOCABULARY_FILE = "tiny_vocabulary.json"
 

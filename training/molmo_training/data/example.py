@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from molmo_core.prompts import Turn
 from numpy.typing import NDArray
 from torch import Tensor
+
+from molmo_core.prompts import Turn
 
 
 @dataclass(frozen=True, kw_only=True)

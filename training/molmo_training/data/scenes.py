@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+
 from molmo_core.clips import Clip, draw_frames, sample_clip
 from molmo_core.points import PointGroup, TrackFrame, render_answer, render_points, render_tracks
 from molmo_core.prompts import Turn, Verb, verb_prompt
@@ -24,7 +25,6 @@ from molmo_core.scenes import (
     sample_scene,
 )
 from molmo_core.videos import VideoGeometry, VideoInfo, sample_times
-
 from molmo_training.data.example import Branch, Example, MarkedObject
 
 _SHAPE_NUMBER = {name: i for i, name in enumerate(SHAPES)}

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
 from molmo_core.images import ImageGeometry, PreparedImage, image_tokens, prepare_image
 from molmo_core.prompts import media_placeholders, user_turn
 from molmo_core.tokens import IMAGE, TURN_END
 from molmo_core.videos import VideoGeometry, prepare_frames, video_text
-from numpy.typing import NDArray
-
 from molmo_training.data.example import Branch, Example, MarkedObject, Tokenized
 
 PREFIX_SUBSEGMENT = 10_000

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from molmo_core.images import ImageGeometry
 from molmo_core.scenes import COLOURS, SHAPES
 from molmo_core.videos import VideoGeometry
@@ -24,7 +25,6 @@ from molmo_hf.configuration_molmo2 import (
     Molmo2VitConfig,
 )
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
-
 from molmo_training.data.loader import BatchStream, Source, make_loader
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
 from molmo_training.data.tokenize import Tokenizing
