@@ -213,14 +213,16 @@ def to_patches(crops: NDArray[np.uint8], patch_px: int) -> NDArray[np.float32]:
 
 
 # Normalising a byte has 256 outcomes: the steps of the released processor, (v/255 − 0.5) / 0.5.
-_NORMALISED = ((np.arange(256, dtype=np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)).astype(np.float32)  # fmt: skip
+_HALF = np.float32(0.5)
+_NORMALISED = (np.arange(256, dtype=np.float32) / np.float32(255) - _HALF) / _HALF
 
 
 def resize_bilinear(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     """Resize (H, W, 3) bytes without antialiasing and without keeping the aspect ratio.
 
     Half-pixel centres, the result rounded to bytes, as torchvision's bilinear resize with
-    `antialias=False`; measured difference to it: 1/255 in about ten values of a million (fused multiply-adds).
+    `antialias=False`; measured difference to it: 1/255 in about ten values of a
+    million (fused multiply-adds).
     """
     height, width = pixels.shape[:2]
     if (height, width) == tuple(size_hw):
@@ -233,7 +235,8 @@ def resize_bilinear(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDAr
     # In torch's order of operations: halves must fall on the same side.
     above = w_left * upper[:, left] + w_right * upper[:, right]
     below = w_left * lower[:, left] + w_right * lower[:, right]
-    return np.rint(w_top * above + w_bottom * below).astype(np.uint8)
+    resized: NDArray[np.uint8] = np.rint(w_top * above + w_bottom * below).astype(np.uint8)
+    return resized
 
 
 def _taps(n_in: int, n_out: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:

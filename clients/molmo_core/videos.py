@@ -144,16 +144,15 @@ def sample_times(
     n, max_fps = geometry.max_frames, geometry.max_fps
     if max_fps is None or duration_s > (n - 1) / max_fps:
         return [float(t) for t in np.linspace(0, duration_s, num=n, endpoint=True)]
-    times = np.arange(0.0, duration_s, step=1 / max_fps)
-    return [*(float(t) for t in times), float(duration_s)]
+    spaced = np.arange(0.0, duration_s, step=1 / max_fps)
+    return [*(float(t) for t in spaced), float(duration_s)]
 
 
 def _best_rate(duration_s: float, geometry: VideoGeometry, source_fps: float, cap: float) -> float:
     base = int(geometry.sampling_fps)
     whole = int(source_fps)
-    rates = [r for r in range(base, int(cap) + 1, base) if whole % r == 0] or [
-        geometry.sampling_fps
-    ]
+    divisors = [float(r) for r in range(base, int(cap) + 1, base) if whole % r == 0]
+    rates = divisors or [float(geometry.sampling_fps)]
     covering = [r for r in rates if geometry.max_frames / r >= duration_s]
     return float(max(covering, default=min(rates)))
 

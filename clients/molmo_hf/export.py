@@ -43,13 +43,15 @@ def save_checkpoint(
     images: ImageGeometry | None = None,
     videos: VideoGeometry | None = None,
     dtype: torch.dtype = torch.float32,
+    compute_dtype: torch.dtype | None = None,
     with_code: bool = False,
     shard_bytes: int = 5_000_000_000,
 ) -> Path:
     """Write the folder and return it.
 
     `images` and `videos` are the settings the model was trained with. The weights are cast to
-    `dtype` and cut into files of at most `shard_bytes`. A tied language head is written out, as
+    `dtype` and cut into files of at most `shard_bytes`; `compute_dtype` is what the config tells
+    readers to compute in, where that is not `dtype`. A tied language head is written out, as
     released. `with_code` bundles the code for `trust_remote_code` readers.
     Raises CheckpointError when the folder is not empty, or the tokenizer or the settings do not
     fit the config.
@@ -66,7 +68,8 @@ def save_checkpoint(
     save_tokenizer(tokenizer, folder)
     template = files("molmo_hf").joinpath("chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template)
-    for name, fields in _settings_files(config, tokenizer, images, videos, dtype).items():
+    computed = compute_dtype or dtype
+    for name, fields in _settings_files(config, tokenizer, images, videos, computed).items():
         if with_code and name in AUTO_MAPS:
             fields = {**fields, "auto_map": AUTO_MAPS[name]}
         (folder / name).write_text(json.dumps(fields, indent=2) + "\n")

@@ -58,7 +58,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _wrap(tokenizer, bos_token=None)
+    return wrap_tokenizer(tokenizer)
 
 
 def build_tokenizer(base: PreTrainedTokenizerFast, base_vocab_size: int) -> PreTrainedTokenizerFast:
@@ -80,7 +80,7 @@ def build_tokenizer(base: PreTrainedTokenizerFast, base_vocab_size: int) -> PreT
     tokenizer.add_special_tokens(
         [AddedToken(t, normalized=False, special=True) for t in (*fillers, *SPECIAL_TOKENS)]
     )
-    built = _wrap(tokenizer, bos_token=base.bos_token)
+    built = wrap_tokenizer(tokenizer, bos_token=base.bos_token)
     check_tokenizer(built, base_vocab_size)
     return built
 
@@ -118,7 +118,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _wrap(tokenizer: Tokenizer, *, bos_token: str | None) -> PreTrainedTokenizerFast:
+def wrap_tokenizer(
+    tokenizer: Tokenizer, *, bos_token: str | None = None
+) -> PreTrainedTokenizerFast:
+    """As transformers takes it: EOS `<|im_end|>`, padding `<|endoftext|>` on the left."""
     bos = {} if bos_token is None else {"bos_token": bos_token}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class TrainerConfig:
     folder: Path
     max_steps: int
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = field(default_factory=OptimConfig)
     autocast_bf16: bool = True
     probe_weight: float = 1.0
     """Weight of the tower's own loss, see `PatchProbe`; 0 trains without it."""
@@ -83,7 +83,7 @@ class Trainer:
         if not torch.isfinite(total):
             raise FloatingPointError(f"loss is {total.item()} at step {self.step}; lower the rate")
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        torch.autograd.backward(total)
         norms = clip_gradients(self.optimizer, self.config.optim.max_grad_norm)
         self.optimizer.step()
         self.step += 1

@@ -1,7 +1,7 @@
-"""The vocabulary of molmo2-tiny: a byte-level BPE over what drawn scenes are asked and answered.
+"""The vocabulary of molmo2-tiny: learnt from what drawn scenes are asked and answered.
 
-Knows: that every digit is a token of its own (coordinates are read digit by digit) and that any
-text can be encoded (bytes). Does not know: models. The file it builds ships with this package.
+Knows: which texts it is learnt from and the file that ships with this package. Does not know:
+models; how a vocabulary is learnt and where special tokens stand (`molmo_hf.tokenizer`).
 """
 
 from __future__ import annotations
@@ -11,20 +11,28 @@ from functools import lru_cache
 from importlib.resources import files
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
-from molmo_core.tokens import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START, filler_token
+from molmo_hf.tokenizer import build_tokenizer, train_tokenizer, wrap_tokenizer
 
 VOCABULARY_FILE = "tiny_vocabulary.json"
 
 
 @dataclass(frozen=True)
 class Vocabulary:
+    """`tokenizer` holds base tokens, padding and the special tokens behind them."""
+
     tokenizer: Tokenizer
 
     def encode(self, text: str) -> list[int]:
+        """Ids of the text, without BOS; special tokens spelt out become themselves."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def for_transformers(self) -> PreTrainedTokenizerFast:
+        """The same tokenizer as checkpoints carry it."""
+        return wrap_tokenizer(self.tokenizer)
 
 
 @lru_cache
@@ -34,25 +42,9 @@ def load_vocabulary() -> Vocabulary:
 
 
 def train_vocabulary(texts: list[str], base_size: int) -> Tokenizer:
-    """Learn `base_size` tokens, then add the special tokens of Molmo2 behind them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=base_size,
-        special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    missing = base_size - tokenizer.get_vocab_size()
-    extra = [filler_token(i) for i in range(missing)] + list(SPECIAL_TOKENS)
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in extra])
+    """Learn at most `base_size` tokens, pad to that, add the special tokens of Molmo2 behind."""
+    built = build_tokenizer(train_tokenizer(texts, base_size), base_size)
+    tokenizer: Tokenizer = built.backend_tokenizer
     return tokenizer
 
 

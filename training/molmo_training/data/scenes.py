@@ -79,7 +79,7 @@ def video_example(rng: np.random.Generator, geometry: VideoGeometry) -> Example:
     branches = [_track(queries[0], clip, times, scenes)]
     branches += [_video_point(query, scenes[0]) for query in queries[1:]]
     return Example(
-        frames=draw_frames(clip, shown),
+        frames=list(draw_frames(clip, shown)),
         frame_times_s=times,
         branches=tuple(branches),
         objects=[_marks(s) for s in scenes],
