@@ -16,8 +16,7 @@ from cyclopts import Parameter
 from molmo_client import terminal
 from molmo_client.calls import Generation
 from molmo_client.client import Client
-from molmo_client.draw import draw_points, save_image
-from molmo_client.draw_video import draw_tracks, tracks_of_points
+from molmo_client.draw import IMAGE_SUFFIXES, draw_points, save_image
 from molmo_client.failures import WrongUsage
 from molmo_client.media import EncodedMedia, encode
 from molmo_core import api
@@ -106,16 +105,19 @@ def _checked(media: Path, draw: Path | None) -> EncodedMedia:
     if not media.is_file():
         raise WrongUsage(f"there is no file {media}; name a picture or a video")
     encoded = encode(media)
-    if draw is not None and (draw.suffix.lower() == ".mp4") != (encoded.kind == "video"):
-        wanted = "an .mp4 file" if encoded.kind == "video" else "a .png or .jpg file"
-        raise WrongUsage(f"{media} is {_article(encoded)}, --draw got {draw}; name {wanted}")
-    if draw is not None and not draw.parent.is_dir():
-        raise WrongUsage(f"there is no folder {draw.parent} for --draw; make it, or name another")
+    if draw is not None:
+        _check_drawing(media, encoded, draw)
     return encoded
 
 
-def _article(encoded: EncodedMedia) -> str:
-    return "a video" if encoded.kind == "video" else "a picture"
+def _check_drawing(media: Path, encoded: EncodedMedia, draw: Path) -> None:
+    kind, allowed = ("picture", IMAGE_SUFFIXES) if encoded.kind == "image" else ("video", (".mp4",))
+    if draw.suffix.lower() not in allowed:
+        raise WrongUsage(
+            f"{media} is a {kind}, --draw got {draw}; name a file that ends in {', '.join(allowed)}"
+        )
+    if not draw.parent.is_dir():
+        raise WrongUsage(f"there is no folder {draw.parent} for --draw; make it, or name another")
 
 
 def _tell(answer: Answer, options: Options, in_words: Callable[[Answer], str]) -> None:
@@ -135,6 +137,8 @@ def _draw(
     if draw is None:
         return
     if encoded.kind == "video":
+        from molmo_client.draw_video import draw_tracks, tracks_of_points  # loads all of FFmpeg
+
         draw_tracks(media, [*tracks, *tracks_of_points(points)], draw)
     else:
         save_image(draw_points(encoded, points), draw)

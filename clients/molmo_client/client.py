@@ -7,6 +7,7 @@ failures are worth another try (`retries`). Source: this project's own.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from types import TracebackType
 from typing import Self, Unpack
@@ -16,10 +17,12 @@ import httpx2
 from molmo_client import calls
 from molmo_client.calls import Answer, Call, Generation
 from molmo_client.connection import Connection, connection_to
+from molmo_client.failures import failure_of
 from molmo_client.media import MediaInput
 from molmo_client.retries import RetryPolicy, random_jitter
 from molmo_core import api
 
+_LOG = logging.getLogger(__name__)
 _LIVE_PATH, _READY_PATH = "/health", "/ready"
 
 
@@ -111,6 +114,7 @@ class Client:
             delay_s = self.connection.retries.delay_s(n_tries, outcome, jitter=random_jitter())
             if delay_s is None:
                 break
+            _tell_of_wait(outcome, delay_s)
             time.sleep(delay_s)
         if isinstance(outcome, httpx2.TransportError):
             raise self.connection.failure(outcome) from outcome
@@ -212,6 +216,7 @@ class AsyncClient:
             delay_s = self.connection.retries.delay_s(n_tries, outcome, jitter=random_jitter())
             if delay_s is None:
                 break
+            _tell_of_wait(outcome, delay_s)
             await asyncio.sleep(delay_s)
         if isinstance(outcome, httpx2.TransportError):
             raise self.connection.failure(outcome) from outcome
@@ -228,3 +233,12 @@ class AsyncClient:
             return (await self._http.get(path)).is_success
         except httpx2.TransportError:
             return False
+
+
+def _tell_of_wait(outcome: httpx2.Response | httpx2.TransportError, delay_s: float) -> None:
+    """A person at a terminal sees why nothing happens: Python shows warnings by itself."""
+    if isinstance(outcome, httpx2.Response):
+        reason = failure_of(outcome.status_code, outcome.headers, outcome.content).message
+    else:
+        reason = str(outcome) or type(outcome).__name__
+    _LOG.warning("molmo: %s; asking again in %.1f s", reason, delay_s)

@@ -35,6 +35,7 @@ PALETTE: tuple[Rgb, ...] = (
 )
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _LONGEST_LABEL = 60
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -109,7 +109,7 @@ def _data_url(content: bytes, source: str) -> EncodedMedia:
     if found is None:
         raise InvalidMedia(
             f"{source} is no picture or video ({len(content)} bytes); "
-            "use PNG, JPEG, WebP, GIF, BMP, TIFF, mp4, WebM or AVI"
+            "use PNG, JPEG, WebP or GIF, or an mp4, MOV, WebM or Matroska video"
         )
     payload = base64.b64encode(content).decode("ascii")
     kind: MediaKind = "video" if found.startswith("video/") else "image"

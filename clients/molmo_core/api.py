@@ -1,4 +1,4 @@
-"""What travels between client and gateway: requests and answers of the verbs, and grounding.
+"""What travels between client and gateway: requests (`api_requests`), answers and grounding.
 
 Coordinates `x`, `y` are 0 to 1, origin top left, x first; `pixel` is the same place in pixels of
 the picture as it is displayed (after EXIF rotation). `media_index` counts from 0, in the order
@@ -11,101 +11,26 @@ translates), HTTP. Chat requests are OpenAI's; their answers carry `Grounding` a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, LiteralString, Self, cast
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 from molmo_core import points as core
+from molmo_core.api_requests import CaptionRequest as CaptionRequest
+from molmo_core.api_requests import CountRequest as CountRequest
+from molmo_core.api_requests import DataUrl as DataUrl
+from molmo_core.api_requests import GenerationOptions as GenerationOptions
+from molmo_core.api_requests import MediaFields as MediaFields
+from molmo_core.api_requests import PointRequest as PointRequest
+from molmo_core.api_requests import QueryRequest as QueryRequest
+from molmo_core.api_requests import StrictRequest as StrictRequest
+from molmo_core.api_requests import TrackRequest as TrackRequest
 from molmo_core.points import WarningCode
 from molmo_core.videos import VideoInfo
-
-DataUrl = Annotated[
-    str, Field(description="`data:image/png;base64,…` or `data:video/mp4;base64,…`")
-]
 
 
 def _is_none(value: Any) -> bool:
     return value is None
-
-
-class StrictRequest(BaseModel):
-    """Base of everything a caller sends: unknown fields are refused, with near matches."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_only_known_fields(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for name in data.keys() - cls.model_fields.keys():
-                raise PydanticCustomError("unknown_field", _unknown_field_message(cls, str(name)))
-        return data
-
-
-def _unknown_field_message(model: type[BaseModel], name: str) -> LiteralString:
-    near = get_close_matches(name, model.model_fields, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "leave it out;"
-    allowed = ", ".join(sorted(model.model_fields))
-    # Braces would be read as places to fill in.
-    shown = name[:60].replace("{", "(").replace("}", ")")
-    return cast(LiteralString, f"got the unknown field {shown!r}: {hint} allowed are {allowed}")
-
-
-class GenerationOptions(StrictRequest):
-    """How the answer is generated; every verb takes these."""
-
-    model: str | None = None
-    """Served model name or checkpoint id; None: whatever is served."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, strict=False)] = 0.0
-    seed: int | None = None
-
-
-class MediaFields(GenerationOptions):
-    """Exactly one of the three; `images` holds one or several."""
-
-    image_url: DataUrl | None = None
-    images: Annotated[list[DataUrl], Field(min_length=1)] | None = None
-    video_url: DataUrl | None = None
-
-    @model_validator(mode="after")
-    def _has_one_kind(self) -> Self:
-        given = [n for n in ("image_url", "images", "video_url") if getattr(self, n) is not None]
-        if len(given) != 1:
-            got = " and ".join(given) or "none of them"
-            raise ValueError(f"got {got}; send exactly one of image_url, images and video_url")
-        return self
-
-    @property
-    def image_urls(self) -> list[str]:
-        return [self.image_url] if self.image_url is not None else list(self.images or [])
-
-
-class PointRequest(MediaFields):
-    object: Annotated[str, Field(min_length=1, description="what to point at: `the red circle`")]
-
-
-class CountRequest(MediaFields):
-    object: Annotated[str, Field(min_length=1, description="what to count: `stars`")]
-
-
-class TrackRequest(GenerationOptions):
-    video_url: DataUrl
-    object: Annotated[str, Field(min_length=1, description="what to follow: `the blue square`")]
-
-    @property
-    def image_urls(self) -> list[str]:
-        return []
-
-
-class CaptionRequest(MediaFields):
-    pass
-
-
-class QueryRequest(MediaFields):
-    question: Annotated[str, Field(min_length=1)]
 
 
 class _Answer(BaseModel):

@@ -8,7 +8,7 @@ Source: this project's own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,13 @@ class RunIdentity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """The outcome of one sample; `error` is None when it was answered."""
+    """The outcome of one sample; `error` is None when it was answered. The sample itself, media
+    and truth, follows from the seed of the run and its `key`."""
 
     key: str
     group: str
+    verb: str
+    asked: str
     numbers: Mapping[str, float]
     seconds: float
     text: str | None = None
@@ -47,8 +50,7 @@ class RunLog:
         lines = _whole_lines(path)
         if lines:
             self._check(path, lines[0], identity)
-            for line in lines[1:]:
-                entry = Entry(**line)
+            for entry in _entries(path, lines[1:]):
                 if entry.error is None:
                     self.entries[entry.key] = entry
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +78,7 @@ class RunLog:
         if first != asdict(identity):
             raise InvalidRequest(
                 f"{path} is the log of {first}, this run is {asdict(identity)}; "
-                "name another file with --log, or delete it"
+                "name another folder with --folder, or delete it"
             )
 
 
@@ -89,5 +91,14 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in whole.splitlines()]
     except ValueError as failure:
         raise InvalidRequest(
-            f"{path} is no log of a run ({failure}); name another file with --log"
+            f"{path} is no log of a run ({failure}); name another folder with --folder"
+        ) from failure
+
+
+def _entries(path: Path, lines: Sequence[dict[str, Any]]) -> list[Entry]:
+    try:
+        return [Entry(**line) for line in lines]
+    except TypeError as failure:
+        raise InvalidRequest(
+            f"{path} was written by another version ({failure}); name another folder with --folder"
         ) from failure

@@ -93,6 +93,8 @@ async def _ask(client: AsyncClient, sample: Sample) -> Entry:
     return Entry(
         key=sample.key,
         group=sample.group,
+        verb=sample.verb,
+        asked=sample.text,
         numbers=score.numbers,
         seconds=round(time.monotonic() - begin_s, 4),
         text=text,

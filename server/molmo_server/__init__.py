@@ -3,7 +3,7 @@
 serve         `molmo serve`: gateway and engine with one command
 app           create_app(settings, engines): all wiring on one screen
 settings      every setting, and the only reader of the environment
-routes_chat, routes_verbs, routes_ops   HTTP: chat, the verbs, models and health
+routes        HTTP: chat, the verbs, models and health
 gateway       the steps from a question to the engine's answer
 chat_request, media, media_probe, prompt   what was sent, checked
 grounding, relay   what the model wrote, read: whole answers, streams

@@ -19,9 +19,9 @@ from molmo_server.errors import install_error_handlers
 from molmo_server.gateway import Gateway
 from molmo_server.grounding import VERBS
 from molmo_server.media import MediaGate
-from molmo_server.routes_chat import chat_router
-from molmo_server.routes_ops import ops_router
-from molmo_server.routes_verbs import verbs_router
+from molmo_server.routes.chat import chat_router
+from molmo_server.routes.ops import ops_router
+from molmo_server.routes.verbs import verbs_router
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Edge, Metrics
 

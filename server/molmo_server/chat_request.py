@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from molmo_core.api import StrictRequest
+from molmo_core.api_requests import Seed, StrictRequest
 from molmo_core.errors import InvalidRequest
 from molmo_core.prompts import Turn, with_style
 
@@ -89,7 +89,9 @@ class StreamOptions(StrictRequest):
     continuous_usage_stats: bool = False
 
 
-Number = Annotated[float, Field(strict=False)]
+Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+_MOST = 1_000_000
+"""Larger counts make no difference to an answer and do not fit into the engine's integers."""
 
 
 class ChatRequest(StrictRequest):
@@ -104,14 +106,14 @@ class ChatRequest(StrictRequest):
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=_MOST)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=_MOST)] | None = None
     min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None

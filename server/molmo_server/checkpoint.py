@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,8 @@ from molmo_core.errors import CheckpointError
 from molmo_core.images import ImageGeometry
 from molmo_core.videos import VideoGeometry
 
+_UNFIT_FOR_HEADERS = re.compile(r"[^A-Za-z0-9._-]")
+_EXPECTED = "expected a Hugging Face folder with config, processor, tokenizer and safetensors"
 _N_BLOCKS = 64
 _BLOCK_BYTES = 4096
 
@@ -56,21 +59,27 @@ def read_checkpoint(folder: Path, *, max_model_len: int | None = None) -> Checkp
     image = _read_json(folder / "preprocessor_config.json", is_optional=True)
     video = _read_json(folder / "video_preprocessor_config.json", is_optional=True)
     try:
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         trained_len = int(config["text_config"]["max_position_embeddings"])
         return Checkpoint(
             folder=folder,
-            id=f"{folder.resolve().name}@{_fingerprint(folder)}",
+            id=f"{_UNFIT_FOR_HEADERS.sub('-', folder.resolve().name)}@{_fingerprint(folder)}",
             max_model_len=min(max_model_len or trained_len, trained_len),
             image=_image_geometry(image or joint.get("image_processor", {}), joint),
             video=_video_geometry(video or joint.get("video_processor", {}), joint),
-            tokenizer=tokenizer,
+            tokenizer=_tokenizer(folder),
         )
-    # tokenizers raises plain Exception for a missing or broken file.
-    except Exception as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise CheckpointError(
-            f"checkpoint {folder.name!r} cannot be used ({error}); expected a Hugging Face folder "
-            "with config, processor, tokenizer and safetensors files"
+            f"checkpoint {folder.name!r} cannot be used ({error!r}); {_EXPECTED}"
+        ) from error
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise CheckpointError(
+            f"tokenizer.json of checkpoint {folder.name!r} cannot be read ({error}); {_EXPECTED}"
         ) from error
 
 

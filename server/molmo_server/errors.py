@@ -39,14 +39,22 @@ def parse_fields(data: Any, model: type[Model], *, is_strict: bool) -> Model:
 
 def from_validation(error: ValidationError) -> InvalidRequest:
     """The first complaint; values are not repeated, they may be whole pictures."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    path = ".".join(str(part) for part in first["loc"]) or None
+    first = error.errors(include_url=False, include_input=False)[0]
+    location = [str(part) for part in first["loc"]]
     if first["type"] == "unknown_field":
-        return UnknownField(first["msg"], param=path)
+        return UnknownField(first["msg"], param=".".join([*location, first["ctx"]["name"]]))
+    path = ".".join(location) or None
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         message = "this field is missing; add it"
     return InvalidRequest(f"{path}: {message}" if path else message, param=path)
+
+
+def refusal(status: int, message: str) -> InvalidRequest:
+    """An InvalidRequest with another status than 400."""
+    error = InvalidRequest(message)
+    error.status = status
+    return error
 
 
 def error_body(error: MolmoError) -> bytes:
@@ -70,8 +78,7 @@ def install_error_handlers(app: FastAPI) -> None:
         if error.status_code == 404:
             mapped: MolmoError = NotFound(f"there is no {request.url.path}; see /docs")
         else:
-            mapped = InvalidRequest(f"{error.detail}; see /docs")
-            mapped.status = error.status_code
+            mapped = refusal(error.status_code, f"{error.detail}; see /docs")
         response = error_response(mapped)
         response.headers.update(error.headers or {})
         return response

@@ -54,6 +54,7 @@ class Gateway:
         """Admit, check and ask; the engine's first bytes have arrived when the block begins."""
         self._check_model(question.model)
         turns = check_turns(question.turns, system=question.system)
+        self.engines.check_hope()
         async with self.admission.admit() as deadline:
             media = await self.media.check(question.image_urls, question.video_urls)
             prompt = await measure(turns, media, self.checkpoint)

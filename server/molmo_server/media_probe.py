@@ -15,7 +15,7 @@ import json
 import os
 import resource
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from molmo_core.errors import InvalidMedia
@@ -61,8 +61,10 @@ def look_at(data: bytes, limits: ProbeLimits) -> dict[str, Any]:
     """Fields of VideoInfo; raises InvalidMedia."""
     from molmo_core.videos import probe_video  # under the limits, like all that parses
 
-    _check_streams(data, limits)
+    rotation_deg = _check_streams(data, limits)
     info = probe_video(data)
+    if rotation_deg % 180:
+        info = replace(info, width_px=info.height_px, height_px=info.width_px)
     if info.duration_s > limits.max_duration_s:
         raise InvalidMedia(
             f"the video lasts {info.duration_s:.1f} s, allowed are {limits.max_duration_s:g} s; "
@@ -71,7 +73,8 @@ def look_at(data: bytes, limits: ProbeLimits) -> dict[str, Any]:
     return asdict(info)
 
 
-def _check_streams(data: bytes, limits: ProbeLimits) -> None:
+def _check_streams(data: bytes, limits: ProbeLimits) -> int:
+    """How far frames are turned to be displayed, in degrees."""
     import av
 
     try:
@@ -98,8 +101,10 @@ def _check_streams(data: bytes, limits: ProbeLimits) -> None:
                     f"the video is {codec.width}x{codec.height} pixels, allowed are "
                     f"{limits.max_side_px} a side; scale it down"
                 )
-            if next(container.decode(video=0), None) is None:
+            frame = next(container.decode(video=0), None)
+            if frame is None:
                 raise InvalidMedia("the video has no frames; send a file with at least one frame")
+            return int(frame.rotation)
     except (av.FFmpegError, ValueError, OSError) as error:
         raise InvalidMedia(
             f"the video cannot be decoded ({type(error).__name__}); "

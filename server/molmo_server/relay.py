@@ -17,17 +17,14 @@ from molmo_core.errors import EngineFailed, MolmoError
 from molmo_server.errors import error_body
 from molmo_server.grounding import AnswerReader
 
-DONE = b"data: [DONE]\n\n"
 _PREFIX = b"data: "
-
-
-def event(content: bytes) -> bytes:
-    return _PREFIX + content + b"\n\n"
+_END = b"\n\n"
+_LAST = _PREFIX + b"[DONE]"
 
 
 def error_events(error: MolmoError) -> bytes:
     """How a stream that has begun ends when it cannot go on."""
-    return event(error_body(error)) + DONE
+    return _PREFIX + error_body(error) + _END + _LAST + _END
 
 
 class StreamRelay:
@@ -55,15 +52,14 @@ class StreamRelay:
 
     def feed(self, chunk: bytes) -> bytes:
         """Raises EngineFailed when the engine reports a failure inside the stream."""
-        buffered = self._rest + chunk
-        end = buffered.rfind(b"\n") + 1
-        complete, self._rest = buffered[:end], buffered[end:]
-        for line in complete.splitlines():
-            if line.startswith(_PREFIX):
-                self._look_at(line[len(_PREFIX) :])
+        # Only whole events are passed on: an error event may have to follow.
+        *events, self._rest = (self._rest + chunk).split(_END)
+        for one in events:
+            if one.startswith(_PREFIX):
+                self._look_at(one[len(_PREFIX) :])
         if self.is_done:
-            return complete[: complete.index(DONE.rstrip())] + self._grounding() + DONE
-        return complete
+            events = [*events[:-1], self._grounding(), _LAST]
+        return b"".join(one + _END for one in events)
 
     def check_is_done(self) -> None:
         """Raises EngineFailed when the engine ended the stream without its `[DONE]`."""
@@ -93,4 +89,4 @@ class StreamRelay:
             }
             for index, reader in sorted(self._readers.items())
         ]
-        return event(orjson.dumps({**self._head, "choices": choices}))
+        return _PREFIX + orjson.dumps({**self._head, "choices": choices})

@@ -54,6 +54,8 @@ class MolmoSettings(BaseSettings):
 
     # Admission
     max_body_bytes: int = Field(default=64 * _MIB, ge=1)
+    body_timeout_s: float = Field(default=60, gt=0)
+    """Within so long a request must have arrived."""
     max_concurrent: int = Field(default=16, ge=1)
     max_queued: int = Field(default=64, ge=0)
     deadline_s: float = Field(default=120, gt=0)

@@ -19,6 +19,8 @@ from molmo_server.errors import error_response
 
 logger = logging.getLogger(__name__)
 
+_CALLER_WENT = 499
+"""Logged and counted as the status of a request that nobody waited for."""
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
 
@@ -106,27 +108,29 @@ class Edge:
             await send(message)
 
         try:
-            await self._app(scope, self._limited(receive), send_with_headers)
+            await self._app(scope, self._limited(scope, receive), send_with_headers)
         # The edge: whatever it is, the caller gets an envelope and the log the reason.
-        except Exception as error:
+        except Exception:
             logger.exception("unforeseen failure", extra={"request_id": request_id})
-            if status == 0:
-                message = "the service failed on this request; its id finds it in the log"
-                await error_response(MolmoError(message))(scope, receive, send_with_headers)
-            else:
-                raise error
+            if status != 0:
+                raise  # the server then cuts the connection: the answer is not complete
+            message = "the service failed on this request; its id finds it in the log"
+            await error_response(MolmoError(message))(scope, receive, send_with_headers)
         finally:
-            self._note(scope, request_id, status, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._note(scope, request_id, status or _CALLER_WENT, seconds)
 
-    def _limited(self, receive: Receive) -> Receive:
-        """Counts the bytes that arrive: what a header says of them is not trusted."""
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """Counts the bytes that arrive; a header is trusted only when it tells of too many."""
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        is_refused = declared.isdigit() and int(declared) > self._max_body_bytes
         n_bytes = 0
 
         async def counted() -> Message:
             nonlocal n_bytes
-            message = await receive()
+            message = {} if is_refused else await receive()
             n_bytes += len(message.get("body", b""))
-            if n_bytes > self._max_body_bytes:
+            if is_refused or n_bytes > self._max_body_bytes:
                 raise PayloadTooLarge(
                     f"the body has more than {self._max_body_bytes:,} bytes, which is what is "
                     "allowed; send fewer or smaller media"

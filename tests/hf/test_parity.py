@@ -2,114 +2,76 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast
 
-from molmo_hf.configuration_molmo2 import Molmo2Config
-from molmo_hf.image_processing_molmo2 import Molmo2ImageProcessor
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.processing_molmo2 import Molmo2Processor
-from molmo_hf.video_processing_molmo2 import Molmo2VideoProcessor
+from tests.support.reference_values import (
+    ARCHITECTURES,
+    CASES,
+    inputs_of,
+    reference_model,
+    reference_processor,
+    reference_tensors,
+)
 
-PARITY = Path(__file__).parents[2].parent / "shared" / "parity"
-MODELS = ("qwen3", "olmo3")
 PIXEL_STEP = 2 / 255 * 2
 """Resizing may round to a neighbouring byte; a byte is 2/255 of the pixel range."""
 
-pytestmark = pytest.mark.skipif(
-    not PARITY.is_dir(), reason="the reference values (../shared/parity) are not on this machine"
-)
-
-
-def case_names() -> list[str]:
-    path = PARITY / "cases.json"
-    return list(json.loads(path.read_text())) if path.exists() else []
-
-
-@pytest.fixture(scope="module")
-def cases() -> dict[str, Any]:
-    return json.loads((PARITY / "cases.json").read_text())
+Model = tuple[str, Molmo2ForConditionalGeneration]
+VISUAL_CASES = [name for name in CASES if name != "text_only"]
 
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, torch.Tensor]:
-    return load_file(PARITY / "reference.safetensors")
+    return reference_tensors()
 
 
 @pytest.fixture(scope="module")
 def processor() -> Molmo2Processor:
-    settings = json.loads((PARITY / "processor.json").read_text())
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(PARITY / "tokenizer.json"),
-        bos_token="<|im_end|>",
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        padding_side="left",
-    )
-    return Molmo2Processor(
-        Molmo2ImageProcessor(**settings["image_processor"]),
-        Molmo2VideoProcessor(**settings["video_processor"]),
-        tokenizer,
-        **settings["processor"],
-    )
+    return reference_processor()
 
 
-@pytest.fixture(scope="module", params=MODELS)
-def model(request: pytest.FixtureRequest) -> tuple[str, Molmo2ForConditionalGeneration]:
-    folder = PARITY / request.param
-    config = Molmo2Config(**json.loads((folder / "config.json").read_text()))
-    loaded = Molmo2ForConditionalGeneration(config).eval()
-    loaded.load_state_dict(load_file(folder / "model.safetensors"))
-    return request.param, loaded
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest) -> Model:
+    return request.param, reference_model(request.param)
 
 
-def media_of(name: str) -> dict[str, Any]:
-    """The case's pictures or frames, as a caller hands them over."""
-    clip = PARITY / "media" / f"{name}.npz"
-    if clip.exists():
-        arrays = np.load(clip)
-        metadata = {
-            "fps": float(arrays["fps"]),
-            "frames_indices": arrays["frames_indices"].tolist(),
-            "total_num_frames": int(arrays["total_num_frames"]),
-        }
-        return {"videos": [arrays["frames"]], "video_metadata": [metadata]}
-    pictures = sorted((PARITY / "media").glob(f"{name}_*.png"))
-    return {"images": [Image.open(p) for p in pictures]} if pictures else {}
+@pytest.fixture(scope="module")
+def inputs(processor) -> dict[str, Any]:
+    return {name: inputs_of(name, processor) for name in CASES}
 
 
-def inputs_of(name: str, cases: dict[str, Any], processor: Molmo2Processor) -> Any:
-    return processor(text=cases[name]["text"], return_tensors="pt", **media_of(name))
+def test_the_cases_are_of_every_kind():
+    fields = {field for case in CASES.values() for field in case}
+    assert {"image_grids", "video_grids"} <= fields
+    assert len(CASES) == 13
+    assert max(len(case.get("image_grids", [])) for case in CASES.values()) == 3
 
 
-@pytest.mark.parametrize("name", case_names())
-def test_processor_gives_the_reference_inputs(name, cases, reference, processor):
-    case, inputs = cases[name], inputs_of(name, cases, processor)
-    assert inputs["input_ids"].tolist() == [case["input_ids"]]
-    assert inputs["token_type_ids"].tolist() == [case["token_type_ids"]]
-    assert inputs["attention_mask"].tolist() == [[1] * len(case["input_ids"])]
+@pytest.mark.parametrize("name", CASES)
+def test_processor_gives_the_reference_inputs(name, inputs, reference):
+    case, found = CASES[name], inputs[name]
+    assert found["input_ids"].tolist() == [case["input_ids"]]
+    assert found["token_type_ids"].tolist() == [case["token_type_ids"]]
+    assert found["attention_mask"].tolist() == [[1] * len(case["input_ids"])]
     for field in ("image_grids", "image_num_crops", "video_grids"):
-        assert (field in inputs) == (field in case)
-        assert field not in case or inputs[field].tolist() == case[field]
-    for kind in ("image", "video"):
-        pooling = reference.get(f"{name}.{kind}_token_pooling")
-        if pooling is not None:
-            assert torch.equal(inputs[f"{kind}_token_pooling"], pooling.long())
+        assert (field in found) == (field in case)
+        assert field not in case or found[field].tolist() == case[field]
+    for field in ("image_token_pooling", "video_token_pooling"):
+        pooling = reference.get(f"{name}.{field}")
+        assert (field in found) == (pooling is not None)
+        assert pooling is None or torch.equal(found[field], pooling.long())
 
 
-@pytest.mark.parametrize("name", [n for n in case_names() if n != "text_only"])
-def test_pixels_are_the_reference_pixels(name, cases, reference, processor):
-    inputs = inputs_of(name, cases, processor)
-    field = "pixel_values" if "pixel_values" in inputs else "pixel_values_videos"
-    pixels, expected = inputs[field], cases[name][field]
+@pytest.mark.parametrize("name", VISUAL_CASES)
+def test_pixels_are_the_reference_pixels(name, inputs, reference):
+    found = inputs[name]
+    field = "pixel_values" if "pixel_values" in found else "pixel_values_videos"
+    pixels, expected = found[field], CASES[name][field]
     assert list(pixels.shape) == expected["shape"]
     assert pixels.mean().item() == pytest.approx(expected["mean"], abs=1e-5)
     sample = reference[f"{name}.{field}.first_patches"]
@@ -118,14 +80,13 @@ def test_pixels_are_the_reference_pixels(name, cases, reference, processor):
     assert (differences > 1e-6).float().mean() < 1e-3, "rounding may differ here and there only"
 
 
-@pytest.mark.parametrize("name", case_names())
+@pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_model_gives_the_reference_values(name, cases, reference, processor, model):
+def test_model_gives_the_reference_values(name, inputs, reference, model):
     architecture, network = model
-    inputs = inputs_of(name, cases, processor)
-    logits = network(**inputs).logits[0]
+    logits = network(**inputs[name]).logits[0]
     logprobs = torch.log_softmax(logits, dim=-1)
-    following = inputs["input_ids"][0, 1:]
+    following = inputs[name]["input_ids"][0, 1:]
     has_logit = following < logits.shape[1]
     found = logprobs[:-1].gather(1, following.where(has_logit, 0)[:, None])[:, 0]
     expected = reference[f"{name}.{architecture}.token_logprobs"]
@@ -135,11 +96,21 @@ def test_model_gives_the_reference_values(name, cases, reference, processor, mod
     )
 
 
-@pytest.mark.parametrize("name", case_names())
+@pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_greedy_text_is_the_reference_text(name, cases, processor, model):
+def test_greedy_text_is_the_reference_text(name, inputs, model):
     architecture, network = model
-    inputs = inputs_of(name, cases, processor)
-    expected = cases[name][f"{architecture}.greedy"]
-    ids = network.generate(**inputs, do_sample=False, max_new_tokens=len(expected))
-    assert ids[0, inputs["input_ids"].shape[1] :].tolist() == expected
+    expected = CASES[name][f"{architecture}.greedy"]
+    ids = network.generate(**inputs[name], do_sample=False, max_new_tokens=len(expected))
+    assert ids[0, inputs[name]["input_ids"].shape[1] :].tolist() == expected
+
+
+@torch.no_grad()
+def test_the_comparison_can_fail(inputs, reference, model):
+    """The mask is what stock vLLM computes otherwise: without it the values are far off."""
+    architecture, network = model
+    network.config.bidirectional = "none"
+    logits = network(**inputs["two_images"]).logits[0, -1]
+    network.config.bidirectional = "all"
+    expected = reference[f"two_images.{architecture}.last_logprobs"]
+    assert (torch.log_softmax(logits, dim=-1) - expected).abs().max() > 0.05

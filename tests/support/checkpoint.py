@@ -11,18 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from tokenizers import decoders as token_decoders
+from safetensors.torch import load_file, save_file
 
-from molmo_core.tokens import (
-    ADDITIONAL_VOCAB_SIZE,
-    END_OF_TEXT,
-    SPECIAL_TOKENS,
-    TURN_END,
-    TURN_START,
-    filler_token,
-)
+from molmo_core.tokens import ADDITIONAL_VOCAB_SIZE
+from molmo_hf.configuration_molmo2 import Molmo2Config
+from molmo_hf.export import save_checkpoint
+from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
+from molmo_hf.tokenizer import build_tokenizer, train_tokenizer
 
 BASE_VOCAB = 320
 _YARN = {
@@ -42,7 +37,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 64,
-        "tie_word_embeddings": True,
     },
     "olmo3": {
         "use_qk_norm": True,
@@ -65,31 +59,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def write_checkpoint(folder: Path, variant: str, *, seed: int = 0) -> Path:
-    """Write a small float32 checkpoint and return its folder."""
-    from molmo_hf.configuration_molmo2 import Molmo2Config
-    from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
-
-    folder.mkdir(parents=True, exist_ok=True)
-    text = {**_TEXT, **VARIANTS[variant]}
-    is_tied = text.get("tie_word_embeddings", False)
+    """Write a small float32 checkpoint with the project's own export; returns its folder."""
     config = Molmo2Config(
-        text_config=text,
+        text_config={**_TEXT, **VARIANTS[variant]},
         vit_config=_VIT,
         adapter_config=_ADAPTER,
         bidirectional="none" if variant == "causal" else "all",
-        tie_word_embeddings=is_tied,
-        architectures=["Molmo2ForConditionalGeneration"],
     )
     model = Molmo2ForConditionalGeneration(config)
     _draw_weights(model, seed)
-    weights = dict(model.state_dict())
-    if is_tied:
-        del weights["lm_head.weight"]  # a tied folder need not hold the matrix twice
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    _write_tokenizer(folder)
-    _write_processors(folder)
+    tokenizer = build_tokenizer(train_tokenizer((), BASE_VOCAB - 20), BASE_VOCAB)
+    save_checkpoint(model, folder, config=config, tokenizer=tokenizer)
+    if "tied" in variant:
+        _tie_head(folder)
     return folder
+
+
+def _tie_head(folder: Path) -> None:
+    """As some publish it: the config says that the head is the embedding, the file lacks it."""
+    config = json.loads((folder / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 _TEXT = {
@@ -134,69 +127,3 @@ def _draw_weights(model: torch.nn.Module, seed: int) -> None:
                 weight.copy_(drawn * weight.shape[1] ** -0.5)
             else:
                 weight.copy_(drawn * 0.1 + (1.0 if name.endswith("weight") else 0.0))
-
-
-def _write_tokenizer(folder: Path) -> None:
-    """One token a byte, then the control tokens, padding up to the base vocabulary, specials."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    controls = [END_OF_TEXT, TURN_START, TURN_END]
-    fillers = [filler_token(k) for k in range(BASE_VOCAB - len(alphabet) - len(controls))]
-    added = [*controls, *fillers, *SPECIAL_TOKENS]
-    vocab = {token: k for k, token in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = token_decoders.ByteLevel()
-    tokenizer.add_special_tokens(added)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": TURN_END,
-        "eos_token": TURN_END,
-        "pad_token": END_OF_TEXT,
-        "padding_side": "left",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-
-
-def _write_processors(folder: Path) -> None:
-    """The files of a released folder, its settings as they are there."""
-    common = {
-        "processor_class": "Molmo2Processor",
-        "size": {"height": 378, "width": 378},
-        "resample": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "do_convert_rgb": True,
-        "patch_size": 14,
-    }
-    image = {
-        **common,
-        "image_processor_type": "Molmo2ImageProcessor",
-        "max_crops": 8,
-        "overlap_margins": [4, 4],
-        "pooling_size": [2, 2],
-    }
-    video = {
-        **common,
-        "video_processor_type": "Molmo2VideoProcessor",
-        "pooling_size": [3, 3],
-        "frame_sample_mode": "uniform_last_frame",
-        "num_frames": 384,
-        "max_fps": 2,
-        "sampling_fps": 2,
-        "do_sample_frames": True,
-    }
-    joint = {
-        "processor_class": "Molmo2Processor",
-        "image_use_col_tokens": True,
-        "use_single_crop_col_tokens": False,
-        "use_single_crop_start_token": True,
-        "video_use_col_tokens": False,
-        "use_frame_special_tokens": True,
-    }
-    for name, content in (
-        ("preprocessor_config.json", image),
-        ("video_preprocessor_config.json", video),
-        ("processor_config.json", joint),
-    ):
-        (folder / name).write_text(json.dumps(content))

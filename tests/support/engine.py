@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ import httpx2
 
 from molmo_server.engine.launch import EngineSettings, engine_command
 
-_START_LIMIT_S = 300
+_START_LIMIT_S = 600
+_DEFAULTS: dict[str, Any] = {"dtype": "float32", "n_threads": 1, "max_num_seqs": 8}
+
+
+class EngineRefusal(RuntimeError):
+    """The engine answered, but not with a 200."""
 
 
 @dataclass
@@ -56,19 +61,21 @@ class RunningEngine:
         return self.log.read_text(errors="replace")[-6000:]
 
     def chat(self, messages: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
-        """Ask greedily; raises with the engine's words when the answer is not a 200."""
+        """Ask greedily; raises EngineRefusal with the engine's words."""
         body = {"model": "molmo2", "messages": messages, "temperature": 0, **fields}
         response = self.client.post("/v1/chat/completions", json=body)
         if response.status_code != 200:
-            raise RuntimeError(f"{response.status_code}: {response.text[:2000]}\n{self.log_tail()}")
+            raise EngineRefusal(f"{response.status_code}: {response.text[:2000]}")
         answer: dict[str, Any] = response.json()
         return answer
 
-    def stop(self) -> None:
-        """End the whole process group; what is left after a grace is killed."""
-        self.client.close()
+    def signal_to_end(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Wait for the end of the whole process group; what is left after a grace is killed."""
+        self.client.close()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=40)
         with suppress(ProcessLookupError):
@@ -93,35 +100,44 @@ def start_engine(
     return RunningEngine(process=process, socket=settings.socket, log=log)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """An engine to start: of which checkpoint, with which settings and environment added."""
+
+    checkpoint: Path
+    fields: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
 @contextmanager
 def engines_side_by_side(
-    wanted: dict[str, tuple[Path, dict[str, str]]], folder: Path, **fields: Any
+    wanted: dict[str, Wanted], folder: Path
 ) -> Iterator[dict[str, RunningEngine]]:
-    """Engines by name, each of a checkpoint and with added environment; started at once.
+    """Engines by name, started at once; their sockets and logs lie in `folder`.
 
     Starting is mostly importing on one core, so side by side takes little longer than one.
     """
     engines: dict[str, RunningEngine] = {}
-    defaults = {"dtype": "float32", "n_threads": 1, "max_num_seqs": 8}
     try:
-        for name, (checkpoint, environment) in wanted.items():
+        for name, what in wanted.items():
             settings = EngineSettings(
-                checkpoint=checkpoint, socket=folder / f"{name}.sock", **{**defaults, **fields}
+                checkpoint=what.checkpoint,
+                socket=folder / f"{name}.sock",
+                **{**_DEFAULTS, **what.fields},
             )
-            engines[name] = start_engine(settings, folder / f"{name}.log", environment)
+            engines[name] = start_engine(settings, folder / f"{name}.log", what.environment)
         for engine in engines.values():
             engine.wait_until_ready()
         yield engines
     finally:
         for engine in engines.values():
+            engine.signal_to_end()
+        for engine in engines.values():
             engine.stop()
 
 
 @contextmanager
-def running_engine(
-    checkpoint: Path, folder: Path, *, environment: dict[str, str] | None = None, **fields: Any
-) -> Iterator[RunningEngine]:
-    """One engine that answers; its socket and log lie in `folder`."""
-    wanted = {"engine": (checkpoint, environment or {})}
-    with engines_side_by_side(wanted, folder, **fields) as engines:
+def running_engine(wanted: Wanted, folder: Path) -> Iterator[RunningEngine]:
+    """One engine that answers."""
+    with engines_side_by_side({"engine": wanted}, folder) as engines:
         yield engines["engine"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tests.support.conversations import Conversation
-from tests.support.engine import RunningEngine
+from tests.support.engine import EngineRefusal, RunningEngine
 from tests.support.reference import Reference
 
 TOLERANCE = 2e-4
@@ -84,6 +85,18 @@ def compare(answer: Answer, reference: Reference, conversation: Conversation) ->
         answer=_largest(answer.logprobs, expected[n_prompt - 1 :]),
         greedy_equal=rows[n_prompt - 1 : -1].argmax(-1).tolist() == answer.ids,
     )
+
+
+def distance(
+    engine: RunningEngine, reference: Reference, conversation: Conversation, *, n_steps: int
+) -> float:
+    """Largest |Δ| over prompt and answer; infinite when ids differ or the engine refuses."""
+    try:
+        answer = ask(engine, conversation, n_steps=n_steps)
+    except EngineRefusal:
+        return math.inf
+    difference = compare(answer, reference, conversation)
+    return difference.largest if difference.prompt_ids_equal else math.inf
 
 
 def _largest(found: list[float], expected: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from tokenizers import Tokenizer
 
 from molmo_core.images import ImageGeometry, image_tokens, prepare_image
 from molmo_core.prompts import render_chat
-from molmo_core.tokens import IMAGE, VIDEO
+from molmo_core.tokens import IMAGE, TURN_END, VIDEO
 from molmo_core.videos import VideoGeometry, prepare_frames, probe_video, sample_times, video_text
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.video_io import decode_frames
 from tests.support.conversations import Conversation
 
-BOS = "<|im_end|>"
+BOS = TURN_END
+"""Checkpoints without a token for it begin with EOS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,6 @@ class Reference:
     """A checkpoint's model in float32 on one thread of plain PyTorch."""
 
     def __init__(self, checkpoint: Path) -> None:
-        import json
-
         fields = json.loads((checkpoint / "config.json").read_text())
         self.model = Molmo2ForConditionalGeneration(Molmo2Config(**fields)).eval()
         weights = load_file(checkpoint / "model.safetensors")

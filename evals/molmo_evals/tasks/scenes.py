@@ -1,9 +1,11 @@
 """Drawn scenes and clips, fresh for every seed, asked about as real files over HTTP.
 
+Pictures are PNG and clips are mp4, sampled with the same functions as for training and with
+nothing else changed. Training draws from seeds under 1 000 000 000 (first word of the entropy),
+this module from 2 000 000 000 on, so no scene is seen in both.
+
 Knows: what is asked in each group and what a right answer is. Does not know: how requests are
-sent, how scores become a table. Training draws from seeds under 1 000 000 000 (first word of the
-entropy), this module from 2 000 000 000 on, so no scene is seen in both. Source: the acceptance
-lines of the project.
+sent, how scores become a table. Source: the acceptance lines of the project.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from PIL import Image
 
 from molmo_core import api
 from molmo_core.clips import Clip, sample_clip, write_clip
+from molmo_core.errors import InvalidRequest
 from molmo_core.scene_questions import attribute_questions
 from molmo_core.scenes import Scene, draw_scene, sample_queries, sample_scene
 from molmo_evals.metrics.points import Tally
@@ -45,7 +48,7 @@ GROUPS = (
 def scenes(seed: int, n: int) -> Iterator[Sample]:
     """`n` samples a group; sample i of a group is the same whatever `n` is."""
     if not 0 <= seed < N_SEEDS:
-        raise ValueError(f"seed is {seed}, it must be from 0 to {N_SEEDS - 1}")
+        raise InvalidRequest(f"the seed is {seed}; give one from 0 to {N_SEEDS - 1}")
     for number, group in enumerate(GROUPS):
         for index in range(n):
             entropy = [FIRST_ENTROPY + seed, number, index]
@@ -71,7 +74,7 @@ def _pointing(rng: np.random.Generator, key: str, group: str, some: list[Scene])
         group=group,
         verb="point",
         text=query.label,
-        media=partial(_files, some, _formats(rng, len(some))),
+        media=partial(_files, some),
         score=lambda answer: scoring.points_score(answer, some, query),
         failed=scoring.f1_score(Tally(n_true=sum(query.matches(item) for item in objects))),
     )
@@ -85,7 +88,7 @@ def _counting(rng: np.random.Generator, key: str) -> Sample:
     def score(answer: api.CountAnswer) -> Score:
         return scoring.right_or_wrong(answer.count == n_true)
 
-    return _about_one(rng, key, "counting", "count", scene, query.label, score)
+    return _about_one(key, "counting", "count", scene, query.label, score)
 
 
 def _none(rng: np.random.Generator, key: str) -> Sample:
@@ -95,7 +98,7 @@ def _none(rng: np.random.Generator, key: str) -> Sample:
     def score(answer: api.PointAnswer) -> Score:
         return scoring.right_or_wrong(not answer.found and not answer.points)
 
-    return _about_one(rng, key, "none", "point", scene, query.label, score)
+    return _about_one(key, "none", "point", scene, query.label, score)
 
 
 def _caption(rng: np.random.Generator, key: str) -> Sample:
@@ -105,7 +108,7 @@ def _caption(rng: np.random.Generator, key: str) -> Sample:
         group="caption",
         verb="caption",
         text="",
-        media=partial(_files, [scene], _formats(rng, 1)),
+        media=partial(_files, [scene]),
         score=lambda answer: scoring.caption_score(answer, scene),
         failed=scoring.f1_score(Tally(n_true=len(scene.objects))),
     )
@@ -121,7 +124,7 @@ def _questions(rng: np.random.Generator, key: str) -> Sample:
     def score(answer: api.QueryAnswer) -> Score:
         return scoring.right_or_wrong(scoring.same_word(answer.answer, right))
 
-    return _about_one(rng, key, "questions", "query", scene, question, score)
+    return _about_one(key, "questions", "query", scene, question, score)
 
 
 def _video_points(rng: np.random.Generator, key: str) -> Sample:
@@ -133,7 +136,6 @@ def _tracks(rng: np.random.Generator, key: str) -> Sample:
 
 
 def _about_one(
-    rng: np.random.Generator,
     key: str,
     group: str,
     verb: Verb,
@@ -146,7 +148,7 @@ def _about_one(
         group=group,
         verb=verb,
         text=text,
-        media=partial(_files, [scene], _formats(rng, 1)),
+        media=partial(_files, [scene]),
         score=score,
         failed=scoring.right_or_wrong(False),
     )
@@ -186,16 +188,11 @@ def _scene(rng: np.random.Generator) -> Scene:
     return sample_scene(rng, n_objects=int(rng.integers(1, 7)))
 
 
-def _formats(rng: np.random.Generator, n_images: int) -> list[str]:
-    return [("PNG", "JPEG")[rng.integers(2)] for _ in range(n_images)]
-
-
-def _files(some: Sequence[Scene], formats: Sequence[str]) -> list[bytes]:
+def _files(some: Sequence[Scene]) -> list[bytes]:
     files = []
-    for scene, name in zip(some, formats, strict=True):
+    for scene in some:
         buffer = io.BytesIO()
-        options = {"quality": 90} if name == "JPEG" else {"compress_level": 1}
-        Image.fromarray(draw_scene(scene)).save(buffer, format=name, **options)
+        Image.fromarray(draw_scene(scene)).save(buffer, format="PNG", compress_level=1)
         files.append(buffer.getvalue())
     return files
 

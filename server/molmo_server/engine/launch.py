@@ -128,8 +128,10 @@ def _video_processor_fields(checkpoint: Path) -> dict[str, Any]:
     own = checkpoint / "video_preprocessor_config.json"
     if own.exists():
         return _read_json(own)
-    joint: dict[str, Any] = _read_json(checkpoint / "processor_config.json")
-    return joint.get("video_processor", {})
+    fields: dict[str, Any] = _read_json(checkpoint / "processor_config.json").get(
+        "video_processor", {}
+    )
+    return fields
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Engines as the gateway sees them: servers that speak vLLM's chat API over HTTP.
 
-remote      RemoteEngine: one engine at a Unix socket or URL; health, readiness, requests
+exchange    one request to an engine: address, reply, what failures mean
+remote      RemoteEngine: one engine at a Unix socket or URL; health and readiness
 supervisor  SupervisedEngine: the same, of which the process is ours: start, restart, kill, drain
 watchdog    the small parent process that ends an engine when the gateway is gone
 pool        EnginePool: which engine answers; one retry before the first byte
@@ -9,15 +10,10 @@ fake        a scripted engine for tests
 What runs inside an engine process is the package `molmo_server.engine`.
 """
 
+from molmo_server.engine_pool.exchange import EngineAddress, EngineReply
 from molmo_server.engine_pool.pool import EnginePool
-from molmo_server.engine_pool.remote import (
-    EngineAddress,
-    EngineReply,
-    EngineState,
-    EngineTiming,
-    RemoteEngine,
-)
-from molmo_server.engine_pool.supervisor import EngineProcess, SupervisedEngine
+from molmo_server.engine_pool.remote import EngineState, EngineTiming, RemoteEngine
+from molmo_server.engine_pool.supervisor import EngineProcess, RestartPolicy, SupervisedEngine
 
 __all__ = [
     "EngineAddress",
@@ -27,5 +23,6 @@ __all__ = [
     "EngineState",
     "EngineTiming",
     "RemoteEngine",
+    "RestartPolicy",
     "SupervisedEngine",
 ]

@@ -14,12 +14,16 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from molmo_core.errors import EngineFailed, EngineUnavailable
-from molmo_server.engine_pool.remote import EngineReply, EngineState, RemoteEngine
+from molmo_server.engine_pool.exchange import EngineReply
+from molmo_server.engine_pool.remote import EngineState, RemoteEngine
 
 logger = logging.getLogger(__name__)
 
 _MARGIN_S = 0.5
 """Waiting for an engine ends so long before the deadline, to say so in time."""
+_SUSPICION_S = 2.0
+"""A new request waits so long while an engine is being looked at: most often it is well."""
+_GONE = (EngineState.FAILED, EngineState.STOPPED)
 
 
 class EnginePool:
@@ -52,6 +56,12 @@ class EnginePool:
             retry_after_s=min(engine.retry_after_s for engine in self.engines),
         )
 
+    def check_hope(self) -> None:
+        """Raises EngineUnavailable when a new request had better not queue: no engine soon."""
+        hopeful = (EngineState.READY, EngineState.SUSPECT)
+        if not any(engine.state in hopeful for engine in self.engines):
+            raise self.unavailable()
+
     @asynccontextmanager
     async def open(
         self, body: bytes, *, request_id: str, deadline: float, whole: bool
@@ -60,8 +70,11 @@ class EnginePool:
 
         Raises EngineUnavailable, EngineFailed, EngineRefused.
         """
+        self.check_hope()
+        clock = asyncio.get_running_loop().time
+        latest = deadline - _MARGIN_S
         async with AsyncExitStack() as stack:
-            engine = self._least_loaded()
+            engine = await self._ready_engine(min(clock() + _SUSPICION_S, latest))
             try:
                 try:
                     asked = engine.open(body, request_id=request_id, whole=whole)
@@ -69,37 +82,32 @@ class EnginePool:
                 except (EngineUnavailable, EngineFailed) as error:
                     logger.warning("request %s is sent again: %s", request_id, error)
                     engine.suspect()
-                    engine = await self._wait_for_engine(deadline)
+                    engine = await self._ready_engine(latest)
                     asked = engine.open(body, request_id=request_id, whole=whole)
                     reply = await stack.enter_async_context(asked)
+                yield reply
             except EngineUnavailable as error:
                 engine.suspect()
                 error.retry_after_s = engine.retry_after_s
                 raise
-            except asyncio.CancelledError:
-                if asyncio.get_running_loop().time() >= deadline:
-                    engine.suspect(must_probe=True)  # not one byte in all that time
-                raise
+
+    async def _ready_engine(self, until: float) -> RemoteEngine:
+        """The least loaded of those that are ready; waits for one until the loop's time `until`.
+
+        Raises EngineUnavailable.
+        """
+        while not (ready := [engine for engine in self.engines if engine.ready.is_set()]):
+            waits = [
+                asyncio.ensure_future(engine.settled.wait())
+                for engine in self.engines
+                if engine.state not in _GONE
+            ]
+            remaining_s = until - asyncio.get_running_loop().time()
+            if not waits or remaining_s <= 0:
+                raise self.unavailable()
             try:
-                yield reply
-            except EngineUnavailable:
-                engine.suspect()
-                raise
-
-    def _least_loaded(self) -> RemoteEngine:
-        ready = [engine for engine in self.engines if engine.ready.is_set()]
-        if not ready:
-            raise self.unavailable()
+                await asyncio.wait(waits, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
         return min(ready, key=lambda engine: engine.n_in_flight)
-
-    async def _wait_for_engine(self, deadline: float) -> RemoteEngine:
-        waits = [asyncio.ensure_future(engine.settled.wait()) for engine in self.engines]
-        try:
-            async with asyncio.timeout_at(deadline - _MARGIN_S):
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        except TimeoutError:
-            raise self.unavailable() from None
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return self._least_loaded()

@@ -1,10 +1,11 @@
 """One engine reached over HTTP: whether it answers, and how it is asked.
 
-Knows: vLLM's `/health` and chat endpoint, timeouts, what is an engine's fault. Does not know:
-processes (`supervisor`), other engines (`pool`), what the bodies say.
+Knows: vLLM's `/health`, its chat endpoint and token counters, patience. Does not know: processes
+(`supervisor`), other engines (`pool`), what the bodies say.
 
 An engine is ready when `/health` answers 200 and the warm-up requests were answered. A request
-that broke makes it suspect: not ready until looked at again.
+that broke makes it suspect: not ready until looked at again. Requests without a byte for longer
+than the grace make it prove that it still generates.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
 
 import aiohttp
-import orjson
 
 from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
+from molmo_server.engine_pool.exchange import (
+    CHAT_PATH,
+    LOST,
+    EngineAddress,
+    EngineReply,
+    failure,
+    lost_on_the_way,
+)
 
 logger = logging.getLogger(__name__)
 
-_LOST = (aiohttp.ClientError, OSError, EOFError)
-_CHAT_PATH = "/v1/chat/completions"
-_MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_MAX_ERROR_CHARS = 600
+_TOKEN_COUNTERS = re.compile(r"^vllm:(?:prompt|generation)_tokens_total.*$", re.MULTILINE)
 
 
 class EngineState(StrEnum):
@@ -42,6 +45,9 @@ class EngineState(StrEnum):
     STOPPED = "stopped"
 
 
+_SETTLED = {EngineState.READY, EngineState.FAILED, EngineState.STOPPED}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineTiming:
     """Seconds; see `MolmoSettings` for what each means."""
@@ -50,37 +56,6 @@ class EngineTiming:
     health_timeout_s: float = 5.0
     hang_grace_s: float = 30.0
     start_timeout_s: float = 1200.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineAddress:
-    """A Unix socket, or the base URL of a server."""
-
-    socket: Path | None = None
-    url: str = "http://engine"
-
-    def connector(self) -> aiohttp.BaseConnector:
-        # No limit here: how many requests run is decided at admission.
-        if self.socket is not None:
-            return aiohttp.UnixConnector(path=str(self.socket), limit=0)
-        return aiohttp.TCPConnector(limit=0)
-
-
-@dataclass(kw_only=True)
-class EngineReply:
-    """A 200 of which the first bytes have arrived."""
-
-    first: bytes
-    content: aiohttp.StreamReader = field(repr=False)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Bytes as they come; raises EngineUnavailable when the engine is lost on the way."""
-        yield self.first
-        try:
-            while chunk := await self.content.readany():
-                yield chunk
-        except _LOST as error:
-            raise _lost_on_the_way(error) from error
 
 
 class RemoteEngine:
@@ -107,6 +82,7 @@ class RemoteEngine:
         self._warm_ups = warm_ups
         self._wake = asyncio.Event()
         self._must_probe = False
+        self._last_bytes_at = 0.0
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -114,10 +90,6 @@ class RemoteEngine:
     def retry_after_s(self) -> float:
         """An estimate of when this engine may be ready."""
         return max(1.0, self._timing.health_interval_s)
-
-    @property
-    def is_idle(self) -> bool:
-        return self.n_in_flight == 0
 
     async def start(self) -> None:
         """Begin looking after the engine; returns at once."""
@@ -128,6 +100,7 @@ class RemoteEngine:
             auto_decompress=False,
         )
         self._task = asyncio.create_task(self._look_after(), name=f"engine {self.name}")
+        self._task.add_done_callback(self._not_looked_after)
 
     async def stop(self, *, drain_s: float) -> None:
         """Take no more requests, let those in flight go on for `drain_s`, then let go."""
@@ -137,7 +110,7 @@ class RemoteEngine:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        await self._let_go(drain_s)
+        await self._let_go()
         if self._session is not None:
             await self._session.close()
         self.set_state(EngineState.STOPPED, "the service has ended")
@@ -172,18 +145,21 @@ class RemoteEngine:
         assert self._session is not None, "start the engine first"
         headers = {"content-type": "application/json", "x-request-id": request_id}
         response: aiohttp.ClientResponse | None = None
+        if self.n_in_flight == 0:
+            self._note_bytes()
         self.n_in_flight += 1
         try:
             try:
-                response = await self._session.post(_CHAT_PATH, data=body, headers=headers)
+                response = await self._session.post(CHAT_PATH, data=body, headers=headers)
                 is_whole = whole or response.status != 200
                 content = response.content
                 first = await (content.read() if is_whole else content.readany())
-            except _LOST as error:
-                raise _lost_on_the_way(error) from error
+            except LOST as error:
+                raise lost_on_the_way(error) from error
             if response.status != 200:
-                raise _failure(response.status, first)
-            yield EngineReply(first=first, content=content)
+                raise failure(response.status, first)
+            self._note_bytes()
+            yield EngineReply(first=first, content=content, on_bytes=self._note_bytes)
         finally:
             self.n_in_flight -= 1
             if response is not None:
@@ -199,6 +175,12 @@ class RemoteEngine:
             while not await self._becomes_ready():
                 await asyncio.sleep(self._timing.health_interval_s)
             await self._watch()
+
+    def _not_looked_after(self, task: asyncio.Task[None]) -> None:
+        """Whatever ended the task unforeseen, it must not look as if all were well."""
+        if not task.cancelled() and (error := task.exception()):
+            logger.error("engine %s is looked after no more", self.name, exc_info=error)
+            self.set_state(EngineState.FAILED, f"an error of the service: {type(error).__name__}")
 
     async def _becomes_ready(self) -> bool:
         """One look; warms the engine up when its server answers."""
@@ -221,21 +203,30 @@ class RemoteEngine:
                     await self._wake.wait()
             self._wake.clear()
             status, _ = await self._get("/health")
-            if status == 200 and self._must_probe:
-                status = 200 if not self._warm_ups or await self._answers(self._warm_ups[0]) else 0
-            if status == 200:
+            silence_s = clock() - self._last_bytes_at if self.n_in_flight else 0.0
+            must_probe = self._must_probe or silence_s > self._timing.hang_grace_s
+            if status == 200 and (not must_probe or await self._generates()):
                 self._must_probe = False
                 last_good = clock()
                 self.set_state(EngineState.READY, "answers")
                 continue
-            self.set_state(EngineState.SUSPECT, "the engine's health check fails")
+            self.set_state(EngineState.SUSPECT, "the engine does not answer as it should")
             if status >= 500:
                 return "the engine says that it is dead"
             if clock() - last_good > self._timing.hang_grace_s:
                 return f"the engine did not answer for {self._timing.hang_grace_s:g} s"
 
+    async def _generates(self) -> bool:
+        """Whether a short request is answered, or, with much to do, tokens are counted."""
+        counted = _TOKEN_COUNTERS.findall(await self.metrics())
+        if not self._warm_ups or await self._answers(self._warm_ups[0]):
+            self._note_bytes()
+            return True
+        now = _TOKEN_COUNTERS.findall(await self.metrics())
+        return bool(now) and now != counted
+
     async def _answers(self, body: bytes) -> bool:
-        """Whether a request is answered within twice the grace; not counted as in flight."""
+        """Whether a request is answered within twice the grace."""
         try:
             async with asyncio.timeout(2 * self._timing.hang_grace_s):
                 async with self.open(body, request_id=f"warm-up-{self.name}", whole=True):
@@ -252,47 +243,17 @@ class RemoteEngine:
         try:
             async with self._session.get(path, timeout=timeout) as response:
                 return response.status, await response.text()
-        except (*_LOST, TimeoutError):
+        except (*LOST, TimeoutError):
             return 0, ""
+
+    def _note_bytes(self) -> None:
+        self._last_bytes_at = asyncio.get_running_loop().time()
 
     async def _drain(self, drain_s: float) -> None:
         clock = asyncio.get_running_loop().time
         end = clock() + drain_s
-        while not self.is_idle and clock() < end:
+        while self.n_in_flight and clock() < end:
             await asyncio.sleep(0.05)
 
-    async def _let_go(self, drain_s: float) -> None:
+    async def _let_go(self) -> None:
         """Nothing to do for an engine that someone else runs."""
-
-
-_SETTLED = {EngineState.READY, EngineState.FAILED, EngineState.STOPPED}
-
-
-def _lost_on_the_way(error: BaseException) -> EngineUnavailable:
-    return EngineUnavailable(
-        f"the engine was lost while answering ({type(error).__name__}); send the request again",
-        retry_after_s=1,
-    )
-
-
-def _failure(status: int, body: bytes) -> EngineRefused | EngineFailed | EngineUnavailable:
-    """What a status other than 200 means; addresses of memory are taken out of the text."""
-    message = _MEMORY_ADDRESS.sub("", _message_of(body))[:_MAX_ERROR_CHARS]
-    if 400 <= status < 500:
-        refused = EngineRefused(f"the engine refused the request: {message}")
-        refused.status = status
-        return refused
-    logger.warning("the engine answered %d: %s", status, message)
-    if status == 503:
-        return EngineUnavailable(
-            "the engine takes no requests now; send it again later", retry_after_s=1
-        )
-    return EngineFailed("the engine failed on this request; send it again, or a simpler one")
-
-
-def _message_of(body: bytes) -> str:
-    try:
-        content: Any = orjson.loads(body)
-        return str(content["error"]["message"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return body[:_MAX_ERROR_CHARS].decode(errors="replace")

@@ -22,17 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from molmo_server.engine_pool import watchdog
-from molmo_server.engine_pool.remote import (
-    EngineAddress,
-    EngineState,
-    EngineTiming,
-    RemoteEngine,
-)
+from molmo_server.engine_pool.exchange import EngineAddress
+from molmo_server.engine_pool.remote import EngineState, EngineTiming, RemoteEngine
 
 logger = logging.getLogger(__name__)
 
-_FIRST_LOOK_S = 0.1
-_PROGRESS_S = 5.0
+_LOOK_S = 0.1
+_FIRST_START_S = 30.0
+"""Guess for `Retry-After` until one start was measured."""
+_EXIT_GRACE_S = 10.0
+"""An engine that is told to end has nothing in flight; afterwards it is killed."""
 _TAIL_LINES = 20
 _TAIL_BYTES = 16_384
 
@@ -53,6 +52,7 @@ class RestartPolicy:
     first_backoff_s: float = 1.0
     longest_backoff_s: float = 60.0
     max_failed_starts: int = 3
+    """Starts that fail in a row before the first success; later ones are tried for ever."""
 
     def backoff_s(self, n_failures: int) -> float:
         """Wait after the `n_failures`-th failure in a row."""
@@ -74,8 +74,8 @@ class SupervisedEngine(RemoteEngine):
         self._how = process
         self._restarts = restarts
         self._process: Process | None = None
-        self._start_took_s = 10.0
-        self._started_at = 0.0
+        self._start_took_s = _FIRST_START_S
+        self._expected_at = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -84,35 +84,33 @@ class SupervisedEngine(RemoteEngine):
 
     @property
     def retry_after_s(self) -> float:
-        elapsed = asyncio.get_running_loop().time() - self._started_at
-        return min(max(self._start_took_s - elapsed, 1.0), 60.0)
+        return min(max(self._expected_at - asyncio.get_running_loop().time(), 1.0), 60.0)
 
     async def _look_after(self) -> None:
         clock = asyncio.get_running_loop().time
-        n_failures = n_failed_starts = 0
+        n_failures = 0
+        has_been_ready = False
         while True:
             self.set_state(EngineState.STARTING, "the engine process is starting")
-            self._started_at = clock()
-            await self._spawn()
+            started_at = clock()
+            self._expected_at = started_at + self._start_took_s
             why = await self._until_ready()
             if why is None:
-                self._start_took_s = clock() - self._started_at
+                ready_at, has_been_ready = clock(), True
+                self._start_took_s = ready_at - started_at
                 logger.info("engine %s is ready after %.1f s", self.name, self._start_took_s)
-                ready_at, n_failed_starts = clock(), 0
                 why = await self._until_exit_or(self._watch())
                 if clock() - ready_at > self._restarts.longest_backoff_s:
                     n_failures = 0
             else:
-                n_failed_starts += 1
                 logger.error("engine %s did not start: %s\n%s", self.name, why, self.log_tail())
             await self._kill()
             n_failures += 1
-            if n_failed_starts >= self._restarts.max_failed_starts:
-                self.set_state(
-                    EngineState.FAILED, f"{why}; given up after {n_failed_starts} starts"
-                )
+            if not has_been_ready and n_failures >= self._restarts.max_failed_starts:
+                self.set_state(EngineState.FAILED, f"{why}; given up after {n_failures} starts")
                 return
             wait_s = self._restarts.backoff_s(n_failures)
+            self._expected_at = clock() + wait_s + self._start_took_s
             self.n_restarts += 1
             self.set_state(EngineState.RESTARTING, f"{why}; starting again in {wait_s:g} s")
             await asyncio.sleep(wait_s)
@@ -133,23 +131,19 @@ class SupervisedEngine(RemoteEngine):
             )
 
     async def _until_ready(self) -> str | None:
-        """None when ready, else why not."""
+        """Start the process; None when it is ready, else why not."""
         try:
+            await self._spawn()
             async with asyncio.timeout(self._timing.start_timeout_s):
                 return await self._until_exit_or(self._poll_until_ready())
         except TimeoutError:
             return f"the engine was not ready after {self._timing.start_timeout_s:g} s"
+        except OSError as error:
+            return f"the engine process could not be started ({error})"
 
     async def _poll_until_ready(self) -> None:
-        clock = asyncio.get_running_loop().time
-        told_at = clock()
         while not await self._becomes_ready():
-            if clock() - told_at > _PROGRESS_S:
-                told_at = clock()
-                elapsed = told_at - self._started_at
-                last = self.log_tail(1)
-                logger.info("engine %s is starting, %.0f s: %s", self.name, elapsed, last)
-            await asyncio.sleep(min(self._timing.health_interval_s, _FIRST_LOOK_S))
+            await asyncio.sleep(min(self._timing.health_interval_s, _LOOK_S))
 
     async def _until_exit_or(self, work: Coroutine[Any, Any, str | None]) -> str | None:
         """What `work` returns, or that the process ended before."""
@@ -177,11 +171,11 @@ class SupervisedEngine(RemoteEngine):
         self._process = None
         self._how.socket.unlink(missing_ok=True)
 
-    async def _let_go(self, drain_s: float) -> None:
+    async def _let_go(self) -> None:
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()  # the watchdog passes it on
             with suppress(TimeoutError):
-                async with asyncio.timeout(max(drain_s, 1.0)):
+                async with asyncio.timeout(_EXIT_GRACE_S):
                     await self._process.wait()
         await self._kill()
 

@@ -16,11 +16,11 @@ from molmo_core.errors import MolmoError
 from molmo_server.admission import WhileConnected
 from molmo_server.chat_request import ChatRequest, check_limits
 from molmo_server.engine_pool import EngineReply
-from molmo_server.errors import parse_json
 from molmo_server.gateway import Gateway, Question
 from molmo_server.grounding import AnswerReader, read_answer
 from molmo_server.prompt import Prompt
 from molmo_server.relay import StreamRelay, error_events
+from molmo_server.routes.body import read_body
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -51,8 +51,8 @@ def chat_router(gateway: Gateway) -> APIRouter:
         },
     )
     async def chat(request: Request) -> Response:
-        call = parse_json(await request.body(), ChatRequest)
         settings = gateway.settings
+        call = await read_body(request, ChatRequest, settings, takes_forms=False)
         check_limits(
             call,
             max_choices=settings.max_choices,

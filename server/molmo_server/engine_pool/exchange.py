@@ -1,0 +1,92 @@
+"""One request to an engine: where it goes, what comes back, and what each failure means.
+
+Knows: HTTP to vLLM's server, its error bodies. Does not know: health, processes, callers.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+
+from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
+
+logger = logging.getLogger(__name__)
+
+LOST = (aiohttp.ClientError, OSError, EOFError)
+"""What aiohttp raises when the other side is gone."""
+CHAT_PATH = "/v1/chat/completions"
+_MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_MAX_ERROR_CHARS = 600
+_IDLE_CONNECTION_S = 2.0  # the engine closes them after 5: never use one that is just closing
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineAddress:
+    """A Unix socket, or the base URL of a server."""
+
+    socket: Path | None = None
+    url: str = "http://engine"
+
+    def connector(self) -> aiohttp.BaseConnector:
+        # No limit here: how many requests run is decided at admission.
+        if self.socket is not None:
+            return aiohttp.UnixConnector(
+                path=str(self.socket), limit=0, keepalive_timeout=_IDLE_CONNECTION_S
+            )
+        return aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S)
+
+
+@dataclass(kw_only=True)
+class EngineReply:
+    """A 200 of which the first bytes have arrived."""
+
+    first: bytes
+    content: aiohttp.StreamReader = field(repr=False)
+    on_bytes: Callable[[], None] = field(repr=False)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Bytes as they come; raises EngineUnavailable when the engine is lost on the way."""
+        yield self.first
+        try:
+            while chunk := await self.content.readany():
+                self.on_bytes()
+                yield chunk
+        except LOST as error:
+            raise lost_on_the_way(error) from error
+
+
+def lost_on_the_way(error: BaseException) -> EngineUnavailable:
+    return EngineUnavailable(
+        f"the engine was lost while answering ({type(error).__name__}); send the request again",
+        retry_after_s=1,
+    )
+
+
+def failure(status: int, body: bytes) -> EngineRefused | EngineFailed | EngineUnavailable:
+    """What a status other than 200 means; addresses of memory are taken out of the text."""
+    message = _MEMORY_ADDRESS.sub("", _message_of(body))[:_MAX_ERROR_CHARS]
+    if 400 <= status < 500:
+        refused = EngineRefused(f"the engine refused the request: {message}")
+        refused.status = status
+        return refused
+    logger.warning("the engine answered %d: %s", status, message)
+    if status == 503:
+        return EngineUnavailable(
+            "the engine takes no requests now; send it again later", retry_after_s=1
+        )
+    return EngineFailed("the engine failed on this request; send it again, or a simpler one")
+
+
+def _message_of(body: bytes) -> str:
+    try:
+        content: Any = orjson.loads(body)
+        return str(content["error"]["message"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return body[:_MAX_ERROR_CHARS].decode(errors="replace")

@@ -1,0 +1,7 @@
+"""HTTP, route by route: what is read from a request and what is written to its caller.
+
+chat   `POST /v1/chat/completions`, OpenAI's
+verbs  `POST /v1/point`, `/count`, `/track`, `/caption`, `/query`
+ops    models, health, readiness, metrics
+body   the body of a request: its type, its time, its fields
+"""

@@ -1,0 +1,98 @@
+"""The body of a request: JSON with data URLs, or a form with files.
+
+A form has files in `image` (repeatable) or `video`, and the other fields by their names. Other
+content types are refused, which also keeps foreign web pages out: a browser asks before it sends
+JSON elsewhere. Reading ends after a time, however slowly a caller sends.
+
+Knows: content types, forms. Does not know: what the fields mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+from starlette.datastructures import FormData, UploadFile
+
+from molmo_core.errors import InvalidMedia, InvalidRequest, UnknownField
+from molmo_server.errors import parse_fields, parse_json, refusal
+from molmo_server.settings import MolmoSettings
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_FILE_FIELDS = {"image": "image/png", "video": "video/mp4"}
+"""Media type by field: the kind is what matters, the content is looked at later."""
+_MAX_FORM_FIELDS = 32
+_MAX_FIELD_BYTES = 1024 * 1024
+
+
+async def read_body(
+    request: Request, model: type[Model], settings: MolmoSettings, *, takes_forms: bool = True
+) -> Model:
+    """Raises InvalidRequest (also with status 408 and 415), UnknownField, InvalidMedia."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            if kind == "application/json" or kind.endswith("+json"):
+                return parse_json(await request.body(), model)
+            if takes_forms and kind == "multipart/form-data":
+                fields = await _read_form(request, settings)
+                return parse_fields(fields, model, is_strict=False)
+    except TimeoutError as error:
+        limit = f"{settings.body_timeout_s:g} s"
+        raise refusal(408, f"the body was not complete after {limit}; send it faster") from error
+    allowed = "application/json" + (" or multipart/form-data" if takes_forms else "")
+    raise refusal(415, f"got the content-type {kind[:60]!r}; send {allowed}")
+
+
+async def _read_form(request: Request, settings: MolmoSettings) -> dict[str, Any]:
+    form = await request.form(
+        # More than allowed, so that what is too much can be counted and named.
+        max_files=2 * settings.max_images + 2,
+        max_fields=_MAX_FORM_FIELDS,
+        max_part_size=_MAX_FIELD_BYTES,
+    )
+    try:
+        return await _fields_of(form, settings)
+    finally:
+        await form.close()
+
+
+async def _fields_of(form: FormData, settings: MolmoSettings) -> dict[str, Any]:
+    """The form as the JSON request would be: files become data URLs."""
+    fields: dict[str, Any] = {}
+    images: list[str] = []
+    for name, value in form.multi_items():
+        if isinstance(value, str):
+            if name in _FILE_FIELDS:
+                raise InvalidMedia(f"the field {name!r} holds text; send a file in it", param=name)
+            if name in fields:
+                raise InvalidRequest(f"the field {name!r} is there twice; send one", param=name)
+            fields[name] = value
+        elif name == "image":
+            images.append(await _data_url(value, name, settings.max_image_bytes))
+        elif name == "video" and "video_url" not in fields:
+            fields["video_url"] = await _data_url(value, name, settings.max_video_bytes)
+        elif name == "video":
+            raise InvalidRequest("the field 'video' is there twice; send one", param=name)
+        else:
+            raise UnknownField(
+                f"got a file in the field {name[:60]!r}; send files as 'image' or 'video'",
+                param=name[:60],
+            )
+    return fields | ({"images": images} if images else {})
+
+
+async def _data_url(file: UploadFile, name: str, limit: int) -> str:
+    if file.size is not None and file.size > limit:
+        raise InvalidMedia(
+            f"the file in {name!r} has {file.size:,} bytes, allowed are {limit:,}; "
+            "send a smaller one",
+            param=name,
+        )
+    data = await file.read()
+    encoded = await asyncio.to_thread(base64.b64encode, data)
+    return f"data:{_FILE_FIELDS[name]};base64,{encoded.decode()}"

@@ -1,0 +1,87 @@
+"""Losses, parameter groups, schedule."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from molmo_training.loss import PatchProbe, token_loss
+from molmo_training.optim import (
+    OptimConfig,
+    build_optimizer,
+    clip_gradients,
+    group_of,
+    set_learning_rate,
+)
+from molmo_training.recipes.tiny import build_model
+
+
+def test_token_loss_is_the_weighted_mean() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    loss, accuracy = token_loss(logits, torch.tensor([0, 1]), torch.tensor([3.0, 1.0]))
+    first, second = math.log(1 + math.exp(-2)), math.log(2)
+    assert loss.item() == pytest.approx((3 * first + second) / 4, abs=1e-6)
+    assert accuracy.item() == pytest.approx(0.75)
+
+
+def test_probe_learns_to_read_planted_features() -> None:
+    torch.manual_seed(0)
+    probe = PatchProbe(8, n_shapes=2, n_colours=2)
+    features = torch.randn(4, 9, 8)
+    targets = torch.zeros(4, 9, 5)
+    targets[..., 0] = (features[..., 0] > 0.5).float()
+    targets[..., 1] = (features[..., 1] > 0).float()
+    targets[..., 3:] = features[..., 2:4]
+    optimizer = torch.optim.Adam(probe.parameters(), lr=0.1)
+    losses = []
+    for _ in range(150):
+        loss = probe(features, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.25 * losses[0]
+
+
+def test_probe_without_objects_is_finite() -> None:
+    loss = PatchProbe(8, 2, 2)(torch.randn(1, 9, 8), torch.zeros(1, 9, 5))
+    assert torch.isfinite(loss)
+
+
+def test_every_parameter_is_in_the_right_group() -> None:
+    model = build_model(0)
+    optimizer = build_optimizer(model, OptimConfig(llm_lr=1.0, connector_lr=2.0, vit_lr=3.0))
+    counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in optimizer.param_groups}
+    assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
+    assert set(counts) == {"llm", "connector", "vit"}
+    assert group_of("model.vision_backbone.image_vit.patch_embedding.weight") == "vit"
+    assert group_of("model.vision_backbone.image_projector.w1.weight") == "connector"
+    assert group_of("model.transformer.blocks.0.mlp.ff_out.weight") == "llm"
+
+
+def test_rate_warms_up_and_falls_to_its_last_fraction() -> None:
+    config = OptimConfig(llm_lr=2.0, warmup_steps=10, final_fraction=0.1)
+    optimizer = build_optimizer(build_model(0), config)
+    assert set_learning_rate(optimizer, config, 0.0, step=0) == pytest.approx(0.1)
+    assert set_learning_rate(optimizer, config, 0.0, step=10) == pytest.approx(1.0)
+    assert set_learning_rate(optimizer, config, 0.5, step=10) == pytest.approx(0.55)
+    assert set_learning_rate(optimizer, config, 1.0, step=10) == pytest.approx(0.1)
+    llm = next(g for g in optimizer.param_groups if g["name"] == "llm")
+    assert llm["lr"] == pytest.approx(0.2)
+
+
+def test_clipping_is_by_group() -> None:
+    model = torch.nn.ModuleDict({"image_vit": torch.nn.Linear(1, 1), "head": torch.nn.Linear(1, 1)})
+    optimizer = build_optimizer(model, OptimConfig())
+    for parameter in model["image_vit"].parameters():
+        parameter.grad = torch.full_like(parameter, 30.0)
+    for parameter in model["head"].parameters():
+        parameter.grad = torch.full_like(parameter, 0.1)
+    norms = clip_gradients(optimizer, 1.0)
+    assert norms["vit"] == pytest.approx(30 * math.sqrt(2), rel=1e-5)
+    assert model["head"].weight.grad is not None
+    assert model["head"].weight.grad.item() == pytest.approx(0.1)
+    assert model["image_vit"].weight.grad is not None
+    assert model["image_vit"].weight.grad.item() == pytest.approx(1 / math.sqrt(2), rel=1e-3)

@@ -1,0 +1,88 @@
+"""Message trees: what a branch sees, what is learnt, where marked objects fall."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from molmo_core.images import image_tokens, prepare_image
+from molmo_core.prompts import Turn, render_chat
+from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
+from molmo_training.data.example import Branch, Example, MarkedObject
+from molmo_training.data.tokenize import PREFIX_SUBSEGMENT, Tokenizing, mark_patches
+
+PICTURE = np.full((120, 200, 3), 128, dtype=np.uint8)
+
+
+def branch(question: str, answer: str, weight: float = 1.0) -> Branch:
+    turns = (Turn(role="user", text=question), Turn(role="assistant", text=answer))
+    return Branch(turns=turns, weight=weight)
+
+
+def tree(*branches: Branch, **fields: object) -> Example:
+    return Example(images=[PICTURE], branches=branches, **fields)  # type: ignore[arg-type]
+
+
+def test_a_row_reads_as_the_chat_of_the_server(tokenizing: Tokenizing) -> None:
+    row = tokenizing(tree(branch("Point to stars.", "There are none.")))
+    grid = prepare_image(PICTURE, tokenizing.images).grid
+    turns = [Turn(role="user", text="Point to stars.")]
+    chat = render_chat(turns, n_images=1).replace(
+        IMAGE, "".join(image_tokens(grid, tokenizing.images))
+    )
+    assert row.input_ids.tolist() == tokenizing.encode(TURN_END + chat + "There are none.")
+
+
+def test_branches_start_where_the_pictures_end_and_do_not_share_a_number(
+    tokenizing: Tokenizing,
+) -> None:
+    row = tokenizing(tree(branch("one?", "1"), branch("a longer question?", "2")))
+    shared = row.subsegments == PREFIX_SUBSEGMENT
+    n_shared = int(shared.sum())
+    assert shared[:n_shared].all()
+    assert row.position_ids[:n_shared].tolist() == list(range(n_shared))
+    for number in (0, 1):
+        positions = row.position_ids[row.subsegments == number]
+        assert positions.tolist() == list(range(n_shared, n_shared + len(positions)))
+
+
+def test_only_answers_are_learnt_with_the_weight_of_their_branch(tokenizing: Tokenizing) -> None:
+    row = tokenizing(tree(branch("one?", "11", weight=0.5), branch("two?", "22")))
+    encode = tokenizing.encode
+    learnt = [row.weights[row.subsegments == k] for k in (0, 1)]
+    # Position i predicts i + 1, so an answer of n tokens and its end are n + 1 targets.
+    assert [int((w > 0).sum()) for w in learnt] == [len(encode("11")) + 1] * 2
+    assert [float(w.max()) for w in learnt] == [0.5, 1.0]
+    assert row.weights[row.subsegments == PREFIX_SUBSEGMENT].max() == 0
+
+
+def test_targets_are_the_next_token_of_the_same_branch(tokenizing: Tokenizing) -> None:
+    row = tokenizing(tree(branch("one?", "11"), branch("two?", "22")))
+    for number in (0, 1):
+        inside = row.subsegments == number
+        ids, targets = row.input_ids[inside], row.targets[inside]
+        assert targets[:-1].tolist() == ids[1:].tolist()
+
+
+def test_every_visual_token_has_a_row_of_pooling(tokenizing: Tokenizing) -> None:
+    row = tokenizing(tree(branch("one?", "1")))
+    patch_id = tokenizing.encode(IM_PATCH)[0]
+    assert int((row.input_ids == patch_id).sum()) == row.pooling.shape[0]
+    n_patches = row.crops.shape[0] * row.crops.shape[1]
+    assert row.pooling.max() < n_patches
+    assert (row.pooling >= 0).any(axis=1).all()
+
+
+def test_marks_fall_in_the_patch_that_holds_the_centre() -> None:
+    marked = mark_patches([MarkedObject(x=0.5, y=0.1, shape=2, colour=4)], rows=10, cols=8)
+    assert np.flatnonzero(marked[:, 0]).tolist() == [1 * 8 + 4]
+    np.testing.assert_allclose(marked[12], [1, 2, 4, -0.5, -0.5], atol=1e-6)
+
+
+def test_marks_of_the_whole_picture_and_of_its_crops_agree(tokenizing: Tokenizing) -> None:
+    objects = [[MarkedObject(x=0.75, y=0.4, shape=1, colour=3)]]
+    row = tokenizing(tree(branch("one?", "1"), objects=objects))
+    assert row.patch_targets.shape[:2] == row.crops.shape[:2]
+    n_marks = row.patch_targets[..., 0].sum(axis=1)
+    assert n_marks[0] == 1
+    assert n_marks[1:].sum() >= 1
+    assert {tuple(t[1:3]) for t in row.patch_targets[row.patch_targets[..., 0] > 0]} == {(1.0, 3.0)}
