@@ -1,21 +1,26 @@
 """`molmo demo`: a page to upload pictures or a video, ask, and see where the answer points.
 
 The page talks to a gateway through `molmo_client` and to nothing else: no telemetry, no shared
-link, no fonts from elsewhere. Knows: the layout. Does not know: how questions are asked
-(`answers`), models. Source: this project's own.
+link, no fonts from elsewhere, no interface for programs (they ask the gateway). Gradio answers
+every visitor on a thread; all threads share one client. Knows: the layout. Does not know: how
+questions are asked (`answers`), models. Source: this project's own.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 from importlib.resources import as_file, files
+from pathlib import Path
 from typing import Annotated, Any
 
 import gradio as gr
 from cyclopts import Parameter
 from PIL import Image
 
-from molmo_client import Client
+from molmo_client import Client, terminal
+from molmo_core.errors import MolmoError
 from molmo_demo.answers import (
     IMAGE_VERBS,
     MAX_IMAGES,
@@ -34,18 +39,23 @@ _THEME = gr.themes.Default(font=_FONT, font_mono=("ui-monospace", "monospace"))
 _QUESTION_HINT = "point, count, track: what to look for; ask: a question; caption: leave empty"
 
 
-def build_app(client: Client) -> gr.Blocks:
-    """The page, asking through `client`. Start it with `launch_options`."""
-    folder = tempfile.TemporaryDirectory(prefix="molmo-demo-")
+class PortTaken(MolmoError):
+    """Another program listens where the page was to be."""
+
+
+def build_app(client: Client, *, folder: Path) -> gr.Blocks:
+    """The page, asking through `client`; drawn videos go to `folder`.
+
+    Start it with `launch_options`.
+    """
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(_KEPT_S, _KEPT_S)) as app:
         gr.Markdown(f"# {TITLE}")
         server = gr.Textbox(label="Server", interactive=False, max_lines=1, elem_id="server")
         with gr.Tab("Pictures"):
             _image_tab(client)
         with gr.Tab("Video"):
-            _video_tab(client, folder.name)
-        app.load(lambda: describe_server(client), outputs=server, api_name=False)
-    app.drawings = folder  # lives, and is deleted, with the page
+            _video_tab(client, folder)
+        app.load(lambda: describe_server(client), outputs=server, api_visibility="private")
     return app
 
 
@@ -56,7 +66,10 @@ def launch_options(*, host: str, port: int | None) -> dict[str, Any]:
         "server_port": port,
         "share": False,
         "ssr_mode": False,
+        "mcp_server": False,
+        "run_history": False,
         "show_error": True,
+        "quiet": True,
         "max_file_size": _MAX_UPLOAD,
         "footer_links": [],
         "theme": _THEME,
@@ -70,8 +83,20 @@ def demo_command(
     port: Annotated[int, Parameter(help="Port to listen on")] = 7860,
 ) -> None:
     """Open the demo page, which asks the server."""
-    with Client(server) as client:
-        build_app(client).launch(**launch_options(host=host, port=port))
+    with Client(server) as client, tempfile.TemporaryDirectory(prefix="molmo-demo-") as private:
+        os.environ["GRADIO_TEMP_DIR"] = private  # uploads too, and they go when the page goes
+        app = build_app(client, folder=Path(private))
+        options = launch_options(host=host, port=port)
+        try:
+            _, address, _ = app.launch(**options, prevent_thread_lock=True)
+        except OSError as failure:
+            raise PortTaken(
+                f"cannot listen on port {port} of {host}; end the program that does, "
+                f"or choose another: molmo demo --port {port + 1}"
+            ) from failure
+        terminal.say(f"The demo is at {address} and asks {client.connection.url}; Ctrl-C ends it.")
+        sys.stdout.flush()
+        app.block_thread()
 
 
 def _image_tab(client: Client) -> None:
@@ -83,6 +108,7 @@ def _image_tab(client: Client) -> None:
                 type="filepath",
                 sources=["upload", "clipboard"],
                 height=320,
+                object_fit="contain",
                 elem_id="image-input",
             )
             verb, text, button = _question(IMAGE_VERBS, "image")
@@ -117,7 +143,7 @@ def _image_tab(client: Client) -> None:
         )
 
 
-def _video_tab(client: Client, folder: str) -> None:
+def _video_tab(client: Client, folder: Path) -> None:
     with gr.Row():
         with gr.Column():
             video = gr.Video(label="Video", sources=["upload"], height=320, elem_id="video-input")
@@ -162,4 +188,4 @@ def _on_ask(
     button: gr.Button, text: gr.Textbox, answer: Any, inputs: list[Any], outputs: list[Any]
 ) -> None:
     for trigger in (button.click, text.submit):
-        trigger(answer, inputs, outputs, concurrency_limit=_N_AT_ONCE, api_name=False)
+        trigger(answer, inputs, outputs, concurrency_limit=_N_AT_ONCE, api_visibility="private")

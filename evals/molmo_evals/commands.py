@@ -9,7 +9,8 @@ import asyncio
 import json as json_format
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,14 +18,16 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
-from molmo_client import AsyncClient, WrongUsage, terminal
-from molmo_core.errors import MolmoError
+from molmo_client import AsyncClient, RetryPolicy, WrongUsage, terminal
+from molmo_core.errors import MolmoError, NotFound
 from molmo_evals.log import Entry, RunIdentity
 from molmo_evals.report import Row, all_passed, as_json, print_table, report_rows
 from molmo_evals.runner import identify, run_task
 from molmo_evals.task import Task, all_tasks, find_task
 
 LOG_FOLDER = Path("runs") / "evals"
+_PATIENT = RetryPolicy(n_retries=6)  # an engine that is started again must not cost samples
+_N_LINES = 20  # of progress, where there is no terminal to draw a bar on
 
 app = App(name="molmo eval", help="Measure a server.", version_flags=())
 
@@ -56,20 +59,23 @@ def run(
     server: Annotated[str | None, Parameter(help="Address; else MOLMO_SERVER")] = None,
     n: Annotated[int, Parameter(help="Samples in each group")] = 200,
     seed: Annotated[int, Parameter(help="Other samples for another number")] = 20261123,
-    group: Annotated[list[str] | None, Parameter(help="Only this group; may be repeated")] = None,
-    log: Annotated[Path | None, Parameter(help="Log to begin, or to go on with")] = None,
+    group: Annotated[
+        list[str] | None, Parameter(negative=(), help="Only this group; may be repeated")
+    ] = None,
+    folder: Annotated[Path, Parameter(help="Where the log of samples is")] = LOG_FOLDER,
     concurrency: Annotated[int, Parameter(help="Requests at a time")] = 8,
     json: Annotated[bool, Parameter(negative=(), help="Print the report as JSON")] = False,
     check: Annotated[bool, Parameter(negative=(), help="Fail when a target is missed")] = False,
 ) -> None:
     """Ask the server a task's samples and print the report.
 
-    Run it again to go on after a stop: answered samples are not asked again.
+    Run it again to go on after a stop: answered samples are not asked again. A missed target is
+    no failure of the command, unless --check is given.
     """
-    chosen = find_task(task)
+    chosen = _chosen(task)
     _check_options(chosen, n, concurrency, group or ())
     identity, rows, path = asyncio.run(
-        _run(chosen, server, seed, n=n, log=log, groups=group or (), n_at_once=concurrency)
+        _run(chosen, server, seed, n=n, folder=folder, groups=group or (), n_at_once=concurrency)
     )
     if json:
         terminal.say(json_format.dumps(as_json(identity, rows), indent=2))
@@ -78,6 +84,13 @@ def run(
     if check and not all_passed(rows):
         missed = ", ".join(row.group for row in rows if row.passed is False)
         raise TargetMissed(f"below target: {missed}; the log is {path}")
+
+
+def _chosen(name: str) -> Task:
+    try:
+        return find_task(name)
+    except NotFound as failure:
+        raise WrongUsage(failure.message) from failure
 
 
 def _check_options(task: Task, n: int, concurrency: int, groups: Collection[str]) -> None:
@@ -97,22 +110,16 @@ async def _run(
     seed: int,
     *,
     n: int,
-    log: Path | None,
+    folder: Path,
     groups: Collection[str],
     n_at_once: int,
 ) -> tuple[RunIdentity, list[Row], Path]:
-    console = Console(file=sys.stderr)
-    async with AsyncClient(server) as client:
+    async with AsyncClient(server, retries=_PATIENT) as client:
         identity = await identify(task, client, seed)
-        path = log or LOG_FOLDER / _log_name(identity)
-        console.print(f"log: {path}", highlight=False, markup=False, soft_wrap=True)
-        with Progress(*_columns(), console=console, disable=not console.is_terminal) as progress:
-            n_samples = n * (len(set(groups)) or len(task.groups))
-            bar = progress.add_task(task.name, total=n_samples)
-
-            def on_done(entry: Entry) -> None:
-                progress.advance(bar)
-
+        path = folder / _log_name(identity)
+        terminal.remark(f"log: {path}")
+        n_samples = n * (len(set(groups)) or len(task.groups))
+        with _progress(task.name, n_samples) as on_done:
             entries = await run_task(
                 task,
                 client,
@@ -130,6 +137,26 @@ def _log_name(identity: RunIdentity) -> str:
     """One file for each checkpoint, or a new one could not be measured with the same seed."""
     checkpoint = re.sub(r"[^A-Za-z0-9._-]+", "-", identity.checkpoint)
     return f"{identity.task}-{identity.seed}-{checkpoint}.jsonl"
+
+
+@contextmanager
+def _progress(name: str, n_samples: int) -> Iterator[Callable[[Entry], None]]:
+    """What is to be called after every sample: a bar on a terminal, else a line now and then."""
+    console = Console(file=sys.stderr)
+    if console.is_terminal:
+        with Progress(*_columns(), console=console) as progress:
+            bar = progress.add_task(name, total=n_samples)
+            yield lambda entry: progress.advance(bar)
+        return
+    n_done = 0
+
+    def on_done(entry: Entry) -> None:
+        nonlocal n_done
+        n_done += 1
+        if n_done * _N_LINES // n_samples != (n_done - 1) * _N_LINES // n_samples:
+            terminal.remark(f"{name}: {n_done} of {n_samples}, last {entry.key}")
+
+    yield on_done
 
 
 def _columns() -> tuple[ProgressColumn, ...]:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +19,7 @@ from molmo_evals.metrics.intervals import bootstrap, wilson
 from molmo_evals.task import Group, Task
 
 _COUNTS = ("n_hits", "n_predicted", "n_true")
+_METRIC_NAMES = {"f1": "F1", "accuracy": "accuracy", "mean_f1": "mean F1"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,17 +102,15 @@ def as_json(identity: RunIdentity, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def print_table(identity: RunIdentity, rows: Sequence[Row], console: Console) -> None:
-    title = f"{identity.task}, seed {identity.seed}, checkpoint {identity.checkpoint}"
-    table = Table(title=title, title_justify="left")
-    for name in ("group", "metric"):
-        table.add_column(name)
-    for name in ("value", "95 % interval", "n", "errors", "target"):
-        table.add_column(name, justify="right")
-    table.add_column("passed")
+    """One line a group, 80 columns wide."""
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("what is measured", no_wrap=True)
+    for name in ("value", "95 % range", "n", "errors", "target"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("passed", no_wrap=True)
     for row in rows:
         table.add_row(
-            row.group,
-            row.metric,
+            f"{row.group} {_METRIC_NAMES[row.metric]}",
             f"{row.value:.3f}",
             f"{row.low:.3f}-{row.high:.3f}",
             str(row.n),
@@ -118,4 +118,12 @@ def print_table(identity: RunIdentity, rows: Sequence[Row], console: Console) ->
             "" if row.target is None else f"{row.target:.2f}",
             {True: "yes", False: "[bold red]NO[/]", None: ""}[row.passed],
         )
+    passed = [row.passed for row in rows if row.passed is not None]
+    console.print(
+        f"{identity.task}, seed {identity.seed}, checkpoint {identity.checkpoint}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(table)
+    console.print(f"{sum(passed)} of {len(passed)} targets reached.", highlight=False)

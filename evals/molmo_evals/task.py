@@ -16,15 +16,16 @@ from typing import Any, Literal
 from molmo_core.errors import NotFound
 
 Verb = Literal["point", "count", "track", "caption", "query"]
-Metric = Literal["f1", "accuracy", "mean"]
-"""f1: micro over counts; accuracy: share of samples that are right; mean: of sample scores."""
+Metric = Literal["f1", "accuracy", "mean_f1"]
+"""f1: micro over counts; accuracy: share of samples that are right; mean_f1: mean of
+samples' own F1."""
 _TASK_MODULES = ("molmo_evals.tasks.scenes",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
     """What one answer is worth. `numbers` are, by the group's metric, n_hits, n_predicted and
-    n_true (f1), or value in 0-1 (accuracy, mean)."""
+    n_true (f1), or value in 0-1 (accuracy, mean_f1)."""
 
     numbers: Mapping[str, float]
 

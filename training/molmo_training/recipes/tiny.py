@@ -93,12 +93,23 @@ def tiny_config() -> Molmo2Config:
 
 
 def build_model(seed: int) -> Molmo2ForConditionalGeneration:
-    """Random weights; positions of patches start as 2-D sines, so that places differ at once."""
+    """Random weights from which places are seen at once.
+
+    Positions of patches start as 2-D sines. The connector starts with the variance of its input:
+    with the usual 0.02 the features of an image would have a two-hundredth of the size of the
+    embeddings that they are added to (1e-4 against 2e-2), and nothing would be learnt of them for
+    thousands of steps.
+    """
     torch.manual_seed(seed)
     model = Molmo2ForConditionalGeneration(tiny_config())
-    vit = model.model.vision_backbone.image_vit
+    backbone = model.model.vision_backbone
     with torch.no_grad():
-        vit.positional_embedding.copy_(sine_positions(CROP_PX // PATCH_PX, 192))
+        positions = backbone.image_vit.positional_embedding
+        positions.copy_(sine_positions(CROP_PX // PATCH_PX, 192))
+        for part in (backbone.image_pooling_2d, backbone.image_projector):
+            for layer in part.modules():
+                if isinstance(layer, torch.nn.Linear):
+                    torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
     return model
 
 
