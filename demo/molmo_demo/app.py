@@ -9,6 +9,7 @@ questions are asked (`answers`), models. Source: this project's own.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from importlib.resources import as_file, files
@@ -96,6 +97,7 @@ def demo_command(
             ) from failure
         terminal.say(f"The demo is at {address} and asks {client.connection.url}; Ctrl-C ends it.")
         sys.stdout.flush()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         app.block_thread()
 
 
@@ -140,6 +142,7 @@ def _image_tab(client: Client) -> None:
                 [[str(example)], "caption", ""],
             ],
             inputs=[pictures, verb, text],
+            api_visibility="private",
         )
 
 

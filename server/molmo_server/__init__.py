@@ -1,6 +1,6 @@
 """The server: a FastAPI gateway in front of vLLM engines that it starts and looks after.
 
-serve         `molmo serve`: gateway and engine with one command
+serve, terminal   `molmo serve`: gateway and engine with one command
 app           create_app(settings, engines): all wiring on one screen
 settings      every setting, and the only reader of the environment
 routes        HTTP: chat, the verbs, models and health

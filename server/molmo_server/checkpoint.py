@@ -145,7 +145,6 @@ def _read_json(path: Path, *, is_optional: bool = False) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path.name} of checkpoint {path.parent.name!r} cannot be read ({error}); expected a "
-            "Hugging Face folder with config, processor, tokenizer and safetensors files"
+            f"{path.name} of checkpoint {path.parent.name!r} cannot be read ({error}); {_EXPECTED}"
         ) from error
     return content

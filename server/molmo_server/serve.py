@@ -3,7 +3,8 @@
 The web server answers `/health` at once; the engine starts behind it. Progress goes to standard
 error, the address and a command to try go to standard output when the engine is ready.
 
-Knows: what the person at the terminal is told, exit codes. Does not know: routes, processes.
+Knows: how gateway and engine are put together, exit codes. Does not know: routes, processes, what
+the person at the terminal is told (`terminal`).
 
 Exit codes: 0 ended in order, 1 the engine could not be started, 2 the settings or the checkpoint
 cannot be used, 3 the port is taken.
@@ -16,16 +17,16 @@ import base64
 import errno
 import io
 import shutil
+import signal
 import socket
-import sys
 import tempfile
-import time
-from contextlib import suppress
-from importlib.resources import files
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
 import uvicorn
+import uvloop
 from PIL import Image
 from pydantic import ValidationError
 
@@ -39,16 +40,15 @@ from molmo_server.engine_pool import (
     EngineProcess,
     EngineTiming,
     RemoteEngine,
+    RestartPolicy,
     SupervisedEngine,
 )
-from molmo_server.engine_pool.supervisor import RestartPolicy
 from molmo_server.errors import from_validation
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import configure_logging
+from molmo_server.terminal import note, tell
 
 EXIT_OK, EXIT_NO_ENGINE, EXIT_BAD_SETTINGS, EXIT_PORT_TAKEN = 0, 1, 2, 3
-_PROGRESS_S = 5.0
-_LOOK_S = 0.2
 
 
 def serve_command(
@@ -93,7 +93,7 @@ def run_server(settings: MolmoSettings) -> int:
     # Short and private: a socket's path may have 107 characters.
     private = Path(tempfile.mkdtemp(prefix="molmo-"))
     try:
-        return asyncio.run(_serve(settings, checkpoint, listener, private))
+        return uvloop.run(_serve(settings, checkpoint, listener, private))
     finally:
         listener.close()
         shutil.rmtree(private, ignore_errors=True)
@@ -122,7 +122,7 @@ def build_engines(
             served_name=settings.served_name,
             dtype=settings.dtype,
             max_model_len=checkpoint.max_model_len,
-            max_num_seqs=settings.max_concurrent,
+            max_num_seqs=settings.max_concurrent + 1,  # one for the question whether it hangs
             max_images=settings.max_images,
             kv_cache_gib=settings.kv_cache_gib,
             is_eager=settings.is_eager,
@@ -170,7 +170,7 @@ async def _serve(
     log_dir = settings.run_dir or private
     log_dir.mkdir(parents=True, exist_ok=True)
     engines = build_engines(settings, checkpoint, socket_dir=private, log_dir=log_dir)
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             create_app(settings, engines),
             log_config=None,
@@ -181,39 +181,35 @@ async def _serve(
     )
     address = _address(settings.host, listener)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    telling = asyncio.create_task(_tell(engines, address, checkpoint, log_dir))
+    telling = asyncio.create_task(tell(engines, address, checkpoint.id, log_dir))
     await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
     has_engine = not telling.done() or telling.result()
     if not has_engine:
         server.should_exit = True
-    with suppress(KeyboardInterrupt):  # uvicorn ends in order, then raises it again
-        await serving
+    await serving
     telling.cancel()
     return EXIT_OK if has_engine else EXIT_NO_ENGINE
 
 
-async def _tell(engines: EnginePool, address: str, checkpoint: Checkpoint, log_dir: Path) -> bool:
-    """Progress while the engine starts; True when it is ready, False when it was given up."""
-    began = told_at = time.monotonic()
-    _note(f"molmo: serving {checkpoint.id} on {address}, starting the engine …")
-    while not engines.is_ready:
-        if engines.has_failed:
-            engine = engines.engines[0]
-            tail = engine.log_tail() if isinstance(engine, SupervisedEngine) else ""
-            _note(f"molmo: the engine could not be started: {engine.reason}\n{tail}")
-            return False
-        await asyncio.sleep(_LOOK_S)
-        if time.monotonic() - told_at >= _PROGRESS_S:
-            told_at = time.monotonic()
-            reason = engines.engines[0].reason
-            _note(f"molmo: {told_at - began:4.0f} s  {reason}  (log: {log_dir})")
-    example = files("molmo_client") / "examples" / "shapes.png"
-    sys.stdout.write(
-        f"Molmo2 is ready after {time.monotonic() - began:.0f} s: open {address}/docs\n"
-        f'Try:  molmo point {example} "the red circle" --server {address}\n'
-    )
-    sys.stdout.flush()
-    return True
+class _Server(uvicorn.Server):
+    """Ends in order at SIGINT and SIGTERM, without uvicorn's raising the signal once more."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end, number)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _end(self, number: int) -> None:
+        if not self.should_exit:
+            note("molmo: ending; requests in flight may finish (again: end at once)")
+        self.force_exit = self.should_exit
+        self.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -226,10 +222,6 @@ def _address(host: str, listener: socket.socket) -> str:
     return f"http://{shown}:{listener.getsockname()[1]}"
 
 
-def _note(line: str) -> None:
-    sys.stderr.write(line + "\n")
-
-
 def _complain(exit_code: int, message: str) -> int:
-    _note(f"molmo serve: {message}")
+    note(f"molmo serve: {message}")
     return exit_code

@@ -7,6 +7,7 @@ The id of a request is ours; what a caller sends as `x-request-id` is not passed
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import uuid
 
@@ -25,7 +26,10 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
 
 def configure_logging(level: str) -> None:
-    """JSON lines on standard error, for this package's loggers and the web server's."""
+    """JSON lines on standard error (plain on a terminal), of this package and the web server."""
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if sys.stderr.isatty():
+        renderer = structlog.dev.ConsoleRenderer(pad_event_to=0)
     formatter = structlog.stdlib.ProcessorFormatter(
         processors=[
             structlog.stdlib.add_log_level,
@@ -34,7 +38,7 @@ def configure_logging(level: str) -> None:
             structlog.stdlib.ExtraAdder(),
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            renderer,
         ],
     )
     handler = logging.StreamHandler()

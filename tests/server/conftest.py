@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,16 @@ class RunningGateway:
         with self.http.stream("POST", "/v1/chat/completions", json=body) as response:
             assert response.status_code == 200
             return response.read()
+
+    @contextmanager
+    def connection(self) -> Iterator[HTTPConnection]:
+        """For what no proper client does."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        caller = HTTPConnection(host, int(port), timeout=60)
+        try:
+            yield caller
+        finally:
+            caller.close()
 
     def is_ready(self) -> bool:
         return self.http.get("/ready").status_code == 200
@@ -186,6 +197,27 @@ def shared_gateway(
 ) -> Iterator[RunningGateway]:
     with running_gateway(folder, tmp_path_factory.mktemp("sockets")) as gateway:
         yield gateway
+
+
+@pytest.fixture(scope="session")
+def shared_small_gateway(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
+    limits: dict[str, Any] = {
+        "max_body_bytes": 1_000_000,
+        "max_image_bytes": 200_000,
+        "max_video_duration_s": 1,
+        "body_timeout_s": 0.5,
+    }
+    with running_gateway(folder, tmp_path_factory.mktemp("sockets"), **limits) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def small_gateway(shared_small_gateway: RunningGateway) -> RunningGateway:
+    """One with narrow limits."""
+    shared_small_gateway.engine.requests.clear()
+    return shared_small_gateway
 
 
 @pytest.fixture

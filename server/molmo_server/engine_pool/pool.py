@@ -86,9 +86,10 @@ class EnginePool:
                     asked = engine.open(body, request_id=request_id, whole=whole)
                     reply = await stack.enter_async_context(asked)
                 yield reply
-            except EngineUnavailable as error:
+            except (EngineUnavailable, EngineFailed) as error:
                 engine.suspect()
-                error.retry_after_s = engine.retry_after_s
+                if isinstance(error, EngineUnavailable):
+                    error.retry_after_s = engine.retry_after_s
                 raise
 
     async def _ready_engine(self, until: float) -> RemoteEngine:

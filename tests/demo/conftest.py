@@ -1,0 +1,56 @@
+"""The demo page as people run it, in front of a real gateway with a scripted engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from molmo_client import Client
+from molmo_demo.app import build_app, launch_options
+from tests.demo.browsing import running_browser
+from tests.server.conftest import RunningGateway, running_gateway, write_folder
+
+
+@pytest.fixture(scope="package")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("checkpoint") / "small")
+
+
+@pytest.fixture(scope="package")
+def shared_gateway(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
+    with running_gateway(checkpoint, tmp_path_factory.mktemp("sockets")) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway(shared_gateway: RunningGateway) -> RunningGateway:
+    shared_gateway.engine.script.clear()
+    shared_gateway.engine.requests.clear()
+    return shared_gateway
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="package")
+def page_url(
+    shared_gateway: RunningGateway, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as environment, Client(shared_gateway.url) as client:
+        environment.setenv("GRADIO_TEMP_DIR", str(folder))
+        app = build_app(client, folder=folder)
+        options = launch_options(host="127.0.0.1", port=None)
+        _, url, _ = app.launch(**options, prevent_thread_lock=True)
+        try:
+            yield url
+        finally:
+            app.close()
