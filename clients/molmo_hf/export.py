@@ -77,6 +77,8 @@ def save_checkpoint(
         write_bundled_code(folder)
     tensors = weights.state_dict() if isinstance(weights, nn.Module) else dict(weights)
     save_torch_state_dict(_released_tensors(tensors, dtype), folder, max_shard_size=shard_bytes)
+    for path in folder.glob("*.safetensors"):  # written for the owner only
+        path.chmod((folder / "config.json").stat().st_mode)
     return folder
 
 

@@ -286,6 +286,8 @@ class Molmo2PreTrainedModel(PreTrainedModel):
 class Molmo2ForConditionalGeneration(Molmo2PreTrainedModel, GenerationMixin):
     """Molmo2 with its language head over the base vocabulary: extra tokens are never predicted."""
 
+    _tied_weights_keys = {"lm_head.weight": "model.transformer.wte.embedding"}  # noqa: RUF012
+
     def __init__(self, config: Molmo2Config) -> None:
         super().__init__(config)
         text = config.text_config
@@ -391,6 +393,20 @@ class Molmo2ForConditionalGeneration(Molmo2PreTrainedModel, GenerationMixin):
             ids = torch.tensor(self.config.visual_token_ids, device=input_ids.device)
             visual = torch.isin(input_ids, ids)
         return attention_mask(valid, visual)
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Refuse to repeat media: transformers would repeat crops one by one, out of order."""
+        if expand_size > 1 and any(kwargs.get(name) is not None for name in MEDIA_INPUTS):
+            raise ValueError(
+                f"{expand_size} answers or beams for one prompt with media; one is allowed: "
+                "repeat the text and its media in the batch instead"
+            )
+        expanded: tuple[Tensor, dict[str, Any]] = super()._expand_inputs_for_generation(
+            expand_size=expand_size, **kwargs
+        )
+        return expanded
 
     def prepare_inputs_for_generation(
         self,

@@ -101,6 +101,10 @@ class Molmo2VideoProcessor(BaseVideoProcessor):
         self.do_sample_frames = do_sample_frames
         require_trained_pixels(resample, self.image_mean, self.image_std)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Fields of the settings file; transformers 5 would leave an unlimited rate out."""
+        return {**super().to_dict(), "max_fps": self.max_fps}
+
     def geometry(self) -> VideoGeometry:
         """How clips are sampled and cut; the fields on tokens keep their defaults."""
         return VideoGeometry(

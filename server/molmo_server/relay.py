@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import orjson
 
@@ -28,7 +29,7 @@ def error_events(error: MolmoError) -> bytes:
 
 
 class StreamRelay:
-    """Feed the engine's bytes, get the bytes for the caller; `is_done` after its `[DONE]`."""
+    """Feed the engine's bytes, get the bytes for the caller, until `has_ended`."""
 
     def __init__(
         self,
@@ -48,31 +49,41 @@ class StreamRelay:
             "system_fingerprint": fingerprint,
         }
         self._rest = b""
-        self.is_done = False
+        self._end: Literal["done", "failed"] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """The engine says no more; `check_end` tells whether all is well."""
+        return self._end is not None
 
     def feed(self, chunk: bytes) -> bytes:
-        """Raises EngineFailed when the engine reports a failure inside the stream."""
         # Only whole events are passed on: an error event may have to follow.
         *events, self._rest = (self._rest + chunk).split(_END)
+        passed: list[bytes] = []
         for one in events:
             if one.startswith(_PREFIX):
                 self._look_at(one[len(_PREFIX) :])
-        if self.is_done:
-            events = [*events[:-1], self._grounding(), _LAST]
-        return b"".join(one + _END for one in events)
+            if self._end is not None:
+                break
+            passed.append(one)
+        if self._end == "done":
+            passed += [self._grounding(), _LAST]
+        return b"".join(one + _END for one in passed)
 
-    def check_is_done(self) -> None:
-        """Raises EngineFailed when the engine ended the stream without its `[DONE]`."""
-        if not self.is_done:
-            raise EngineFailed("the engine ended in the middle of the answer; send it again")
+    def check_end(self) -> None:
+        """Raises EngineFailed when the engine reported a failure, or ended without `[DONE]`."""
+        if self._end != "done":
+            how = "failed" if self._end == "failed" else "ended"
+            raise EngineFailed(f"the engine {how} in the middle of the answer; send it again")
 
     def _look_at(self, data: bytes) -> None:
         if data.strip() == b"[DONE]":
-            self.is_done = True
+            self._end = "done"
             return
         content = orjson.loads(data)
         if "error" in content:
-            raise EngineFailed("the engine failed in the middle of the answer; send it again")
+            self._end = "failed"
+            return
         self._head["id"] = content.get("id", self._head["id"])
         self._head["created"] = content.get("created", self._head["created"])
         for choice in content.get("choices", ()):

@@ -62,7 +62,31 @@ def serve_command(
     n_threads: int | None = None,
     run_dir: Path | None = None,
 ) -> int:
-    """Serve a checkpoint; returns the exit code. What is None comes from `MOLMO_…` or a default."""
+    """Serve a checkpoint on this machine.
+
+    Every option can also be set in the environment, as `MOLMO_PORT=9000`; there are more settings
+    than options. Exit codes: 0 ended in order, 1 the engine could not be started, 2 settings or
+    checkpoint cannot be used, 3 the port is taken.
+
+    Parameters
+    ----------
+    host
+        Address to listen on; 127.0.0.1 unless given. 0.0.0.0 lets other machines in.
+    port
+        Port to listen on; 8000 unless given, 0 lets the system choose.
+    checkpoint
+        Folder in the released layout; the packaged molmo2-tiny unless given.
+    engine_url
+        An engine that runs elsewhere, instead of starting one.
+    dtype
+        Number format of the engine: auto, bfloat16, float32.
+    max_model_len
+        Most tokens of prompt and answer; what the checkpoint allows unless given.
+    n_threads
+        On CPU: threads of the engine.
+    run_dir
+        Folder for the engine's logs; a temporary one unless given.
+    """
     given = {name: value for name, value in locals().items() if value is not None}
     try:
         settings = MolmoSettings(**given)

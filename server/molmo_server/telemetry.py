@@ -21,7 +21,7 @@ from molmo_server.errors import error_response
 logger = logging.getLogger(__name__)
 
 _CALLER_WENT = 499
-"""Logged and counted as the status of a request that nobody waited for."""
+"""Logged and counted as the status of a request that nobody waited for, or that was cut."""
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
 
@@ -98,10 +98,10 @@ class Edge:
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         began = time.perf_counter()
-        status = 0
+        status, is_whole = 0, False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_whole
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [
@@ -110,6 +110,7 @@ class Edge:
                 ]
                 message = {**message, "headers": [*message["headers"], *headers]}
             await send(message)
+            is_whole = message["type"] == "http.response.body" and not message.get("more_body")
 
         try:
             await self._app(scope, self._limited(scope, receive), send_with_headers)
@@ -122,7 +123,7 @@ class Edge:
             await error_response(MolmoError(message))(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - began
-            self._note(scope, request_id, status or _CALLER_WENT, seconds)
+            self._note(scope, request_id, status if is_whole else _CALLER_WENT, seconds)
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Counts the bytes that arrive; a header is trusted only when it tells of too many."""

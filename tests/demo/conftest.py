@@ -47,6 +47,8 @@ def page_url(
     folder = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as environment, Client(shared_gateway.url) as client:
         environment.setenv("GRADIO_TEMP_DIR", str(folder))
+        # Gradio's statistics of its queue make pandas warn, and warnings are errors here.
+        environment.setenv("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000")
         app = build_app(client, folder=folder)
         options = launch_options(host="127.0.0.1", port=None)
         _, url, _ = app.launch(**options, prevent_thread_lock=True)

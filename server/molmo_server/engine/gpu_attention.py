@@ -49,7 +49,7 @@ class MolmoTritonImpl(RecomputesVisualRows, TritonAttentionImpl):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         # (all blocks, kv heads, block size, keys then values): not packed.
         tokens = kv_cache[blocks].transpose(1, 2).flatten(0, 1)
-        keys, values = tokens.split(self.head_size, dim=-1)
+        keys, values = torch.split(tokens, self.head_size, dim=-1)
         return keys, values
 
 

@@ -106,6 +106,10 @@ def _environment(settings: EngineSettings) -> dict[str, str]:
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": str(settings.n_threads),
         }
+    if settings.n_threads == 1:
+        # The worker then runs inside the engine core: a process less, and its start and memory.
+        # With more threads vLLM sets them only for a worker of its own.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return environment
 
 

@@ -87,7 +87,7 @@ class FaithfulMolmo2(Molmo2ForConditionalGeneration):
             )
         embedded = self.get_language_model().embed_input_ids(token_ids)
         embedded[is_patch] += features.to(embedded.dtype)
-        return embedded.split(n_tokens.tolist())
+        return torch.split(embedded, n_tokens.tolist())
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         if self.config.tie_word_embeddings:
@@ -98,7 +98,8 @@ class FaithfulMolmo2(Molmo2ForConditionalGeneration):
 def encode_crops(backbone: Molmo2VisionBackbone, crops: torch.Tensor) -> torch.Tensor:
     """(1, crops, patches, pixels) → (1, crops, patches, width of all used layers together)."""
     batch, n_crops, n_patches, n_pixels = crops.shape
-    portions = crops.reshape(batch * n_crops, n_patches, n_pixels).split(_CROPS_PER_PORTION)
+    flat = crops.reshape(batch * n_crops, n_patches, n_pixels)
+    portions = torch.split(flat, _CROPS_PER_PORTION)
     encoded = [_encode_portion(backbone.image_vit, p, backbone.vit_layers) for p in portions]
     return torch.cat(encoded).view(batch, n_crops, n_patches, -1)
 

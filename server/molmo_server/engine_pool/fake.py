@@ -39,6 +39,7 @@ class Trick(StrEnum):
     FAIL = "[500]"
     REFUSE = "[400]"
     FULL = "[503]"
+    SLOW = "[slow]"  # twenty pieces a second
     ERROR_EVENT = "[error event]"  # a stream that tells of a failure
 
 
@@ -78,10 +79,10 @@ class FakeEngine:
         if refusal := await self._misbehave(question, request):
             return refusal
         answer = next((a for key, a in self.script.items() if key in question), self.default)
-        if max_tokens := body.get("max_tokens"):
-            pieces = re.findall(r".{1,4}", answer, re.DOTALL)
-            finish = "length" if len(pieces) > max_tokens else "stop"
-            pieces = pieces[:max_tokens]
+        pieces = re.findall(r".{1,4}", answer, re.DOTALL)
+        max_tokens = body.get("max_tokens", len(pieces))
+        finish = "length" if len(pieces) > max_tokens else "stop"
+        pieces = pieces[:max_tokens]
         identity = {
             "id": f"chatcmpl-{request.headers.get('x-request-id', 'none')}",
             "created": 1_700_000_000,
@@ -149,8 +150,8 @@ class FakeEngine:
                         await response.write(b'data: {"error": {"message": "EngineDead"}}\n\n')
                         break
                 await response.write(event.encode())
-                if self.seconds_per_piece:
-                    await asyncio.sleep(self.seconds_per_piece)
+                if pause_s := 0.05 if Trick.SLOW in question else self.seconds_per_piece:
+                    await asyncio.sleep(pause_s)
             await response.write(b"data: [DONE]\n\n")
         except (ConnectionError, asyncio.CancelledError):
             self.n_dropped += 1
@@ -195,7 +196,8 @@ def question_of(body: dict[str, Any]) -> str:
 @asynccontextmanager
 async def serve_fake(engine: FakeEngine, socket: Path) -> AsyncIterator[None]:
     """Answer on a Unix socket as long as the block runs."""
-    runner = web.AppRunner(engine.app(), shutdown_timeout=0.1)
+    # As vLLM does: an answer that nobody waits for is not finished.
+    runner = web.AppRunner(engine.app(), shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     await web.UnixSite(runner, str(socket)).start()
     try:

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 0.1
 _FIRST_START_S = 30.0
 """Guess for `Retry-After` until one start was measured."""
-_EXIT_GRACE_S = 10.0
+_EXIT_GRACE_S = 3.0
 """An engine that is told to end has nothing in flight; afterwards it is killed."""
 _TAIL_LINES = 20
 _TAIL_BYTES = 16_384

@@ -122,9 +122,9 @@ async def _relay(
     async for chunk in reply.chunks():
         if passed := relay.feed(chunk):
             await send({"type": "http.response.body", "body": passed, "more_body": True})
-        if relay.is_done:
-            return
-    relay.check_is_done()
+        if relay.has_ended:
+            break
+    relay.check_end()
 
 
 async def _nothing() -> Any:

@@ -44,6 +44,14 @@ def test_sizes_come_from_the_checkpoint(tmp_path):
     assert environment["OMP_NUM_THREADS"] == "2"
 
 
+def test_one_thread_needs_no_worker_process(tmp_path):
+    folder = write_folder(tmp_path / "m")
+    switch = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    assert command(folder, n_threads=1)[1][switch] == "0"
+    assert switch not in command(folder, n_threads=2)[1]
+    assert switch not in command(folder)[1]
+
+
 def test_a_shorter_context_shrinks_the_step(tmp_path):
     argv, _ = command(write_folder(tmp_path / "m"), max_model_len=2048, max_num_seqs=8)
     assert flags(argv)["--max-model-len"] == "2048"

@@ -22,12 +22,20 @@ from molmo_training.data.tokenize import Tokenizing
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A kind of examples: how to make one, how often a batch is of it, rows a batch."""
+    """A kind of examples: how to make one, how often a batch is of it, rows a batch.
+
+    It is drawn in the groups [first_group, end_group); None: to the end.
+    """
 
     name: str
     make: Callable[[np.random.Generator], Example]
     rate: float
     batch_size: int
+    first_group: int = 0
+    end_group: int | None = None
+
+    def is_drawn_in(self, group: int) -> bool:
+        return self.first_group <= group and (self.end_group is None or group < self.end_group)
 
 
 GROUP_SIZE = 4
@@ -53,8 +61,9 @@ class BatchStream(IterableDataset[Batch]):
     def group(self, number: int) -> list[Batch]:
         """The batches of a group, in an order drawn with the group's own generator."""
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
-        rates = np.array([s.rate for s in self.sources])
-        source = self.sources[int(rng.choice(len(rates), p=rates / rates.sum()))]
+        drawn = [source for source in self.sources if source.is_drawn_in(number)]
+        rates = np.array([source.rate for source in drawn])
+        source = drawn[int(rng.choice(len(rates), p=rates / rates.sum()))]
         size = source.batch_size
         rows = [self.tokenizing(source.make(rng)) for _ in range(size * GROUP_SIZE)]
         rows.sort(key=lambda row: len(row.input_ids))

@@ -37,9 +37,12 @@ _CAPTION_VARIANTS = ("Describe this image.", "What is in the image?", "Describe 
 _VARIANT_RATE = 0.15
 
 
-def image_example(rng: np.random.Generator, *, n_branches: int = 4) -> Example:
-    """One picture with several questions."""
-    scene = sample_scene(rng)
+def image_example(
+    rng: np.random.Generator, *, n_branches: int = 4, most_objects: int | None = None
+) -> Example:
+    """One picture with several questions; with `most_objects` it holds 1 to so many objects."""
+    n_objects = None if most_objects is None else int(rng.integers(1, most_objects + 1))
+    scene = sample_scene(rng, n_objects=n_objects)
     branches = [
         _ask("point" if rng.random() < 0.68 else "count", query, [scene], rng)
         for query in sample_queries(rng, scene.objects, n_branches)

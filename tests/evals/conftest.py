@@ -1,0 +1,37 @@
+"""A real gateway in front of an engine that knows the truth about eval samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.evals.oracle import Oracle
+from tests.server.conftest import RunningGateway, running_gateway, write_folder
+
+
+@pytest.fixture(scope="package")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("checkpoint") / "small")
+
+
+@pytest.fixture(scope="package")
+def shared_gateway(
+    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
+    with running_gateway(checkpoint, tmp_path_factory.mktemp("sockets"), Oracle()) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway(shared_gateway: RunningGateway) -> RunningGateway:
+    """Its engine knows nothing yet and has been asked nothing."""
+    oracle_of(shared_gateway).answers.clear()
+    shared_gateway.engine.requests.clear()
+    return shared_gateway
+
+
+def oracle_of(gateway: RunningGateway) -> Oracle:
+    assert isinstance(gateway.engine, Oracle)
+    return gateway.engine
