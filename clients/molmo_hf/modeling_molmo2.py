@@ -116,17 +116,21 @@ class Molmo2Attention(nn.Module):
             self.q_norm = RMSNorm(q_dim, config.layer_norm_eps)
             self.k_norm = RMSNorm(k_dim, config.layer_norm_eps)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
-    ) -> Tensor:
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each (B, its heads, S, head_dim), as they are attended."""
         q, k, v = self.att_proj(x).split(self.sizes, dim=-1)
         if self.q_norm is not None and not self.norms_heads:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (t.view(*t.shape[:-1], -1, self.head_dim) for t in (q, k, v))
         if self.q_norm is not None and self.norms_heads:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, heads, S, head_dim)
-        q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+        return rotate(q, *rope), rotate(k, *rope), v
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        q, k, v = self.project(x, rope)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         # Under autocast a CPU attends in float32: its bfloat16 kernel took 2.1 times as long.

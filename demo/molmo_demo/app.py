@@ -109,7 +109,6 @@ def _image_tab(client: Client) -> None:
                 file_types=["image"],
                 type="filepath",
                 sources=["upload", "clipboard"],
-                height=320,
                 object_fit="contain",
                 elem_id="image-input",
             )

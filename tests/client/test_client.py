@@ -128,7 +128,7 @@ def test_liveness(ask: Ask, gateway: RunningGateway) -> None:
         (PICTURE, "<im_end>", errors.ControlTokenInText, "control token"),
         ([PICTURE] * 5, "dots", errors.TooManyMedia, "got 5 images, allowed are 4"),
         (PICTURE[:100], "dots", errors.InvalidMedia, "damaged or cut short"),
-        (PICTURE, "[400]", errors.EngineRefused, ""),
+        (PICTURE, "[400]", errors.EngineRefused, "engine"),
     ],
 )
 def test_refusals_are_typed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from pathlib import Path
 
 import httpx2
@@ -142,8 +143,6 @@ def all_leaves() -> list[type[MolmoError]]:
 
 @pytest.mark.parametrize("leaf", all_leaves())
 def test_every_error_of_the_tree_comes_back_as_itself(leaf: type[MolmoError]) -> None:
-    import json
-
     sent = leaf("what happened", param="images")
     body = json.dumps(sent.envelope()).encode()
     raised = failure_of(sent.status, {"x-request-id": "r1", "retry-after": "2"}, body)

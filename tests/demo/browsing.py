@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ANSWER_TIMEOUT_MS = 120_000
-_SIZE_PX = {"width": 1280, "height": 1000}
+_SIZE_PX = {"width": 1280, "height": 1150}
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from cyclopts import App, Parameter
 
 from molmo_client import Client
 from molmo_demo.app import build_app, launch_options
-from tests.client.example_scene import EXAMPLE_SCENE
 from tests.demo.browsing import ask, opened, running_browser, upload
 
 EXAMPLE = Path(str(files("molmo_client") / "examples" / "shapes.png"))
+STILL = "document.getAnimations().every(one => one.playState !== 'running')"
 app = App(name="screenshot", help=__doc__)
 
 
@@ -46,11 +46,12 @@ def take(
                 words = ask(page, "image", "point", text)
                 page.wait_for_selector("#image-output img")
                 page.wait_for_load_state("networkidle")
+                page.wait_for_function(STILL)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 page.screenshot(path=out)
         finally:
             demo.close()
-    sys.stdout.write(f"{words}\n(on a picture of {EXAMPLE_SCENE.width_px} px width)\n{out}\n")
+    sys.stdout.write(f"{words}\n{out}\n")
     return 0 if " found" in words else 1
 
 

@@ -178,9 +178,7 @@ def test_geometry_survives(tmp_path):
 
 
 def test_stored_narrow_computed_wide(tmp_path):
-    folder = export(
-        "qwen3", tmp_path / "out", dtype=torch.bfloat16, compute_dtype=torch.float32
-    )
+    folder = export("qwen3", tmp_path / "out", dtype=torch.bfloat16, compute_dtype=torch.float32)
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
         assert file.metadata() == {"format": "pt"}

@@ -117,6 +117,16 @@ def error_of(response: httpx2.Response) -> dict[str, Any]:
     return error
 
 
+def assert_refused(
+    gateway: RunningGateway, response: httpx2.Response, says: str, status: int = 400
+) -> dict[str, Any]:
+    error = error_of(response)
+    assert (response.status_code, error["type"]) == (status, "invalid_request_error")
+    assert says in error["message"]
+    assert gateway.engine.requests == []
+    return error
+
+
 def events_of(stream: bytes) -> list[Any]:
     """The events of a stream; the last must be `[DONE]`, which is left out."""
     lines = [line for line in stream.split(b"\n\n") if line]

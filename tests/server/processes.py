@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -29,7 +30,19 @@ def fake_process(folder: Path, *, timing: EngineTiming = FAST_TIMING) -> Supervi
     process = EngineProcess(
         argv=fake_command(socket, *options), socket=socket, log=folder / "engine.log"
     )
-    return SupervisedEngine(name="engine-0", process=process, timing=timing, restarts=FAST_RESTARTS)
+    return SupervisedEngine(
+        name="engine-0",
+        process=process,
+        timing=timing,
+        restarts=FAST_RESTARTS,
+        warm_ups=(question("Hi"),),
+    )
+
+
+def question(text: str) -> bytes:
+    """A body for the engine."""
+    messages = [{"role": "user", "content": text}]
+    return json.dumps({"model": "molmo2", "messages": messages}).encode()
 
 
 def child_pid(folder: Path) -> int:

@@ -14,12 +14,13 @@ from pathlib import Path
 import orjson
 import pytest
 
+from molmo_core.errors import EngineUnavailable
 from molmo_server.engine_pool import EnginePool, EngineState, SupervisedEngine
-from molmo_server.engine_pool.fake import DEFAULT_ANSWER
+from molmo_server.engine_pool.fake import DEFAULT_ANSWER, Trick
 from tests.server.conftest import until
-from tests.server.processes import child_pid, engine_pid, fake_process, is_alive
+from tests.server.processes import child_pid, engine_pid, fake_process, is_alive, question
 
-BODY = orjson.dumps({"model": "molmo2", "messages": [{"role": "user", "content": "Hi"}]})
+BODY = question("Hi")
 
 
 @asynccontextmanager
@@ -95,6 +96,18 @@ async def test_a_hanging_engine_is_killed_with_its_group(tmp_path: Path) -> None
         await ready(engine)
 
         await soon(lambda: not any(map(is_alive, (group, first, child))))
+
+
+async def test_an_engine_that_is_healthy_but_answers_nothing_is_killed(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as engine:
+        await ready(engine)
+        first = engine_pid(tmp_path)
+        asked = engine.open(question(Trick.WEDGE), request_id="r1", whole=True)
+        with pytest.raises(EngineUnavailable, match="lost while answering"):
+            await asked.__aenter__()
+
+        await soon(lambda: engine.n_restarts == 1 and not is_alive(first))
+        await ready(engine)
 
 
 async def test_a_request_outlives_the_engine_that_it_was_sent_to(tmp_path: Path) -> None:

@@ -28,10 +28,16 @@ N_AT_ONCE = 8
 
 
 @pytest.fixture
-def report(request):
-    """Write a line of the table past pytest's capturing."""
+def report(request, capfd):
+    """Write a row of the table to the terminal, past pytest's capturing."""
     writer = request.config.get_terminal_writer()
-    return lambda *cells: writer.line(f"\n| {' | '.join(map(str, cells))} |")
+
+    def row(*cells):
+        with capfd.disabled():
+            writer.line(f"\n| {' | '.join(map(str, cells))} |")
+            writer.flush()
+
+    return row
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

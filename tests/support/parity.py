@@ -72,15 +72,14 @@ def ask(
 
 def compare(answer: Answer, reference: Reference, conversation: Conversation) -> Difference:
     """One forward over prompt and answer says what each token's value and the best token were."""
-    inputs = reference.inputs(conversation)
-    n_prompt = len(inputs.ids)
-    rows = reference.logprobs(inputs, answer.ids)
-    following = torch.tensor((inputs.ids + answer.ids)[1:])
+    prompt_ids, rows = reference.continued(conversation, answer.ids)
+    n_prompt = len(prompt_ids)
+    following = torch.tensor((prompt_ids + answer.ids)[1:])
     has_logit = following < rows.shape[1]
     expected = rows[:-1].gather(1, following.where(has_logit, 0)[:, None])[:, 0]
     expected = expected.where(has_logit, 0.0)
     return Difference(
-        prompt_ids_equal=answer.prompt_ids == inputs.ids,
+        prompt_ids_equal=answer.prompt_ids == prompt_ids,
         prompt=_largest(answer.prompt_logprobs or [], expected[: n_prompt - 1]),
         answer=_largest(answer.logprobs, expected[n_prompt - 1 :]),
         greedy_equal=rows[n_prompt - 1 : -1].argmax(-1).tolist() == answer.ids,

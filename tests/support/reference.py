@@ -43,6 +43,7 @@ class Reference:
         weights.setdefault("lm_head.weight", weights["model.transformer.wte.embedding"])
         self.model.load_state_dict(weights)
         self.tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
+        self._known: dict[tuple[Conversation, tuple[int, ...]], tuple[list[int], torch.Tensor]] = {}
 
     def inputs(self, conversation: Conversation) -> Inputs:
         """Token ids with BOS, and the tensors of the media."""
@@ -60,11 +61,22 @@ class Reference:
         ids = self.tokenizer.encode(BOS + text, add_special_tokens=False).ids
         return Inputs(ids=ids, media=media)
 
+    def continued(
+        self, conversation: Conversation, answer: list[int]
+    ) -> tuple[list[int], torch.Tensor]:
+        """The prompt's ids; (tokens, base vocabulary): row t is the distribution of token t + 1.
+
+        The rows of prompt and answer together; remembered, as most answers come more than once.
+        """
+        key = (conversation, tuple(answer))
+        if key not in self._known:
+            inputs = self.inputs(conversation)
+            self._known[key] = inputs.ids, self._logprobs(inputs, answer)
+        return self._known[key]
+
     @torch.no_grad()
-    def logprobs(self, inputs: Inputs, continuation: list[int] | None = None) -> torch.Tensor:
-        """(tokens, base vocabulary): row t is the distribution of token t + 1."""
-        ids = torch.tensor([inputs.ids + (continuation or [])])
-        logits = self.model(ids, **inputs.media).logits[0]
+    def _logprobs(self, inputs: Inputs, answer: list[int]) -> torch.Tensor:
+        logits = self.model(torch.tensor([inputs.ids + answer]), **inputs.media).logits[0]
         return torch.log_softmax(logits.float(), dim=-1)
 
 

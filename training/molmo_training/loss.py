@@ -1,12 +1,17 @@
-"""Losses: weighted token loss, and what the vision tower learns of marked objects.
+"""Losses: weighted token loss, and two that show a model from nothing what to look at.
 
-Knows: tensors. Does not know: models, data.
+Knows: tensors, the decoder's attention. Does not know: data, training steps.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from molmo_hf.modeling_molmo2 import Molmo2Attention
 
 
 def token_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,7 +29,7 @@ class PatchProbe(nn.Module):
     """Reads objects off patch features: teaches a vision tower from nothing where things are.
 
     A from-scratch stand-in for the pre-trained tower that larger runs start from; it is thrown
-    away after training. Input (C, P, D); targets (C, P, 5): present, shape, colour, dx, dy.
+    away after training. Input (C, P, D); targets (C, P, 6): present, shape, colour, dx, dy, number.
     """
 
     def __init__(self, width: int, n_shapes: int, n_colours: int) -> None:
@@ -44,4 +49,50 @@ class PatchProbe(nn.Module):
         marked = targets[present]
         loss = loss + F.cross_entropy(shape[present], marked[:, 1].long())
         loss = loss + F.cross_entropy(colour[present], marked[:, 2].long())
-        return loss + F.mse_loss(offset[present], marked[:, 3:])
+        return loss + F.mse_loss(offset[present], marked[:, 3:5])
+
+
+class AttentionGuide:
+    """Shows some heads of one layer of the decoder which visual tokens an answer is about.
+
+    Which token to look at and how to read a place off it have to be learnt together: without the
+    one there is no gradient for the other, and a model from nothing sees none for tens of thousands
+    of pictures. Needed at the start only; nothing of it stays in the weights' layout.
+    """
+
+    def __init__(self, attention: Molmo2Attention, n_heads: int) -> None:
+        if n_heads > attention.n_heads // attention.n_kv_heads:
+            raise ValueError(
+                f"n_heads is {n_heads}; at most {attention.n_heads // attention.n_kv_heads} heads "
+                "share the first key head, which is the guided one"
+            )
+        self._attention, self._n_heads = attention, n_heads
+        self._seen: tuple[Tensor, tuple[Tensor, Tensor], Tensor] | None = None
+        attention.register_forward_pre_hook(self._note)
+
+    def _note(self, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        self._seen = arguments[:3]  # what enters the layer, rotary embedding, mask
+
+    def __call__(self, about: Tensor, shows: Tensor) -> Tensor:
+        """Mean of −log(share of attention on the right visual tokens); 0 when none are known.
+
+        `about`, `shows` (B, S) are bit sets of objects. Call it after the forward that it is about.
+        """
+        assert self._seen is not None, "the guide speaks of the last forward; there was none"
+        (x, rope, mask), self._seen = self._seen, None
+        wanted = (about[:, :, None] & shows[:, None, :]) != 0  # (B, queries, keys)
+        rows = wanted.any(-1)
+        if not rows.any():
+            return x.new_zeros(())
+        q, k, _ = self._attention.project(x, rope)
+        q, k = q[:, : self._n_heads].float(), k[:, :1].float()
+        with torch.autocast(x.device.type, enabled=False):
+            scores = q @ k.transpose(-1, -2) * self._attention.head_dim**-0.5  # (B, heads, S, S)
+            whole = scores.masked_fill(~mask, _HIDDEN).logsumexp(-1)
+            right = scores.masked_fill(~wanted[:, None], _HIDDEN).logsumexp(-1)
+            missed: Tensor = (whole - right).transpose(1, 2)[rows].mean()
+        return missed
+
+
+_HIDDEN = -1e9
+"""Not −inf, whose gradient is no number where a query has nothing to look at."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration, attention_mask
 from molmo_training.data.example import Batch
-from molmo_training.loss import PatchProbe, token_loss
+from molmo_training.loss import AttentionGuide, PatchProbe, token_loss
 from molmo_training.optim import OptimConfig, build_optimizer, clip_gradients, set_learning_rate
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,10 @@ class TrainerConfig:
     autocast_bf16: bool = True
     probe_weight: float = 1.0
     """Weight of the tower's own loss, see `PatchProbe`; 0 trains without it."""
+    guide_weight: float = 0.5
+    """Weight at the start of the loss on where to look, see `AttentionGuide`; falls to 0."""
+    guided_layer: int = 2
+    guided_heads: int = 3
     log_every: int = 20
     save_every: int = 100
     max_seconds: float | None = None
@@ -48,6 +52,10 @@ class Trainer:
         self, model: Molmo2ForConditionalGeneration, probe: PatchProbe, config: TrainerConfig
     ) -> None:
         self.model, self.probe, self.config = model, probe, config
+        decoder = model.model.transformer
+        self.guide = AttentionGuide(
+            decoder.blocks[config.guided_layer].self_attn, config.guided_heads
+        )
         self.optimizer = build_optimizer(_Joint(model, probe), config.optim)
         self.step = 0
         self.seconds = 0.0
@@ -78,8 +86,9 @@ class Trainer:
         """One optimizer step; returns the figures of it."""
         rate = set_learning_rate(self.optimizer, self.config.optim, self.progress, self.step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.autocast_bf16):
-            loss, accuracy, probe_loss = self.losses(batch)
-        total = loss + self.config.probe_weight * probe_loss
+            loss, accuracy, probe_loss, guide_loss = self.losses(batch)
+        guide_weight = self.config.guide_weight * (1 - min(self.progress, 1.0))
+        total = loss + self.config.probe_weight * probe_loss + guide_weight * guide_loss
         if not torch.isfinite(total):
             raise FloatingPointError(f"loss is {total.item()} at step {self.step}; lower the rate")
         self.optimizer.zero_grad(set_to_none=True)
@@ -92,12 +101,13 @@ class Trainer:
             "loss": loss.item(),
             "accuracy": accuracy.item(),
             "probe_loss": probe_loss.item(),
+            "guide_loss": guide_loss.item(),
             "rate": rate,
             **{f"grad_norm/{k}": v for k, v in norms.items()},
         }
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Token loss, share of tokens right, and the tower's own loss."""
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Token loss, share of tokens right, the tower's own loss, the loss on where to look."""
         backbone = self.model.model.vision_backbone
         patches = backbone.encode(batch.crops)
         features = backbone.pool(patches, batch.pooling)
@@ -105,7 +115,8 @@ class Trainer:
         learnt = batch.weights > 0
         logits = self.model.lm_head(hidden[learnt])
         loss, accuracy = token_loss(logits, batch.targets[learnt], batch.weights[learnt])
-        return loss, accuracy, self.probe(patches, batch.patch_targets)
+        probe_loss = self.probe(patches, batch.patch_targets)
+        return loss, accuracy, probe_loss, self.guide(batch.about, batch.shows)
 
     def _decode(self, batch: Batch, features: Tensor) -> Tensor:
         config = self.model.config

@@ -32,6 +32,7 @@ class Trick(StrEnum):
     """Words in a question that make the engine misbehave."""
 
     HANG = "[hang]"  # never answers
+    WEDGE = "[wedge]"  # never answers this nor anything after it, while health stays good
     DIE = "[die]"  # the process is killed before the first byte
     DIE_LATE = "[die late]"  # in the middle of the answer
     BREAK = "[break]"  # the connection is closed in the middle of the answer
@@ -50,6 +51,9 @@ class FakeEngine:
     script: dict[str, str] = field(default_factory=dict)
     default: str = DEFAULT_ANSWER
     is_healthy: bool = True
+    is_wedged: bool = False
+    n_tokens: int = 0
+    """As the engine's metrics count them."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies as received, oldest first."""
     n_dropped: int = 0
@@ -69,7 +73,7 @@ class FakeEngine:
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(
             text="# HELP vllm:num_requests_running Running.\nvllm:num_requests_running 0\n"
-            "process_open_fds 7\n"
+            f'vllm:generation_tokens_total{{engine="0"}} {self.n_tokens}\nprocess_open_fds 7\n'
         )
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
@@ -108,7 +112,8 @@ class FakeEngine:
         return web.json_response(whole)
 
     async def _misbehave(self, question: str, request: web.Request) -> web.Response | None:
-        if Trick.HANG in question:
+        self.is_wedged = self.is_wedged or Trick.WEDGE in question
+        if self.is_wedged or Trick.HANG in question:
             try:
                 await asyncio.Event().wait()
             finally:

@@ -23,6 +23,8 @@ class Branch:
     turns: tuple[Turn, ...]
     weight: float = 1.0
     """Factor on the loss of every answer token of this branch."""
+    about: tuple[int, ...] = ()
+    """Numbers of the marked objects that the answer is about, where known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,13 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedObject:
-    """An object's centre in 0…1 and its kind, as class numbers."""
+    """An object's centre in 0…1, its kind as class numbers, its number (0…62) in the example."""
 
     x: float
     y: float
     shape: int
     colour: int
+    number: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,9 @@ class Tokenized:
     subsegments: NDArray[np.int64]  # (S,)
     crops: NDArray[np.float32]  # (C, P, pixels)
     pooling: NDArray[np.int64]  # (M, K) into C · P, −1 = none
-    patch_targets: NDArray[np.float32]  # (C, P, 5): present, shape, colour, dx, dy
+    patch_targets: NDArray[np.float32]  # (C, P, 6): present, shape, colour, dx, dy, number
+    about: NDArray[np.int64]  # (S,) bit n: this learnt token's answer is about object n
+    shows: NDArray[np.int64]  # (S,) bit n: this visual token shows the centre of object n
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,5 +78,7 @@ class Batch:
     valid: Tensor  # (B, S) bool
     crops: Tensor  # (C, P, pixels)
     pooling: Tensor  # (M, K)
-    patch_targets: Tensor  # (C, P, 5)
+    patch_targets: Tensor  # (C, P, 6)
+    about: Tensor  # (B, S)
+    shows: Tensor  # (B, S)
     n_examples: int = field(default=0)

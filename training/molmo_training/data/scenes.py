@@ -7,6 +7,7 @@ not know: tokens, batches. Everything follows from the generator that is passed 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def image_example(
     if asked and rng.random() < 0.5:
         question, answer = asked[int(rng.integers(len(asked)))]
         branches.append(_branch(question, answer))
-    return Example(images=[draw_scene(scene)], branches=tuple(branches), objects=[_marks(scene)])
+    return Example(images=[draw_scene(scene)], branches=tuple(branches), objects=_marks([scene]))
 
 
 def multi_image_example(rng: np.random.Generator, *, n_branches: int = 3) -> Example:
@@ -67,7 +68,7 @@ def multi_image_example(rng: np.random.Generator, *, n_branches: int = 3) -> Exa
     return Example(
         images=[draw_scene(s) for s in scenes],
         branches=tuple(branches),
-        objects=[_marks(s) for s in scenes],
+        objects=_marks(scenes),
     )
 
 
@@ -85,7 +86,7 @@ def video_example(rng: np.random.Generator, geometry: VideoGeometry) -> Example:
         frames=list(draw_frames(clip, shown)),
         frame_times_s=times,
         branches=tuple(branches),
-        objects=[_marks(s) for s in scenes],
+        objects=[_marks([s])[0] for s in scenes],
     )
 
 
@@ -102,9 +103,9 @@ def clip_info(clip: Clip) -> VideoInfo:
     )
 
 
-def _branch(question: str, answer: str, weight: float = 1.0) -> Branch:
+def _branch(question: str, answer: str, weight: float = 1.0, about: tuple[int, ...] = ()) -> Branch:
     turns = (Turn(role="user", text=question), Turn(role="assistant", text=answer))
-    return Branch(turns=turns, weight=weight)
+    return Branch(turns=turns, weight=weight, about=about)
 
 
 def _ask(verb: Verb, query: Query, scenes: Sequence[Scene], rng: np.random.Generator) -> Branch:
@@ -124,7 +125,9 @@ def _ask(verb: Verb, query: Query, scenes: Sequence[Scene], rng: np.random.Gener
     if len(scenes) == 1 and rng.random() < _VARIANT_RATE:
         variants = _POINT_VARIANTS if verb == "point" else _COUNT_VARIANTS
         question = variants[int(rng.integers(len(variants)))].format(x=query.label)
-    return _branch(question, answer)
+    objects = [o for scene in scenes for o in scene.objects]
+    about = tuple(number for number, o in enumerate(objects) if query.matches(o))
+    return _branch(question, answer, about=about)
 
 
 def spoken(label: str) -> str:
@@ -166,13 +169,19 @@ def _video_point(query: Query, first: Scene) -> Branch:
     return _branch(verb_prompt("point", query.label, has_video=True), answer)
 
 
-def _marks(scene: Scene) -> list[MarkedObject]:
+def _marks(scenes: Sequence[Scene]) -> list[list[MarkedObject]]:
+    """The objects of each scene, numbered through."""
+    numbers = count()
     return [
-        MarkedObject(
-            x=o.x_px / scene.width_px,
-            y=o.y_px / scene.height_px,
-            shape=_SHAPE_NUMBER[o.shape],
-            colour=_COLOUR_NUMBER[o.colour],
-        )
-        for o in scene.objects
+        [
+            MarkedObject(
+                x=o.x_px / scene.width_px,
+                y=o.y_px / scene.height_px,
+                shape=_SHAPE_NUMBER[o.shape],
+                colour=_COLOUR_NUMBER[o.colour],
+                number=next(numbers),
+            )
+            for o in scene.objects
+        ]
+        for scene in scenes
     ]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from molmo_core.images import ImageGeometry, PreparedImage, image_tokens, prepare_image
 from molmo_core.prompts import media_placeholders, user_turn
-from molmo_core.tokens import IMAGE, TURN_END
+from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
 from molmo_core.videos import VideoGeometry, prepare_frames, video_text
 from molmo_training.data.example import Branch, Example, MarkedObject, Tokenized
 
@@ -36,6 +36,7 @@ class Tokenizing:
         prefix, media = self._prefix(example)
         eos = self.encode(TURN_END)
         ids, targets, weights, positions, subsegments = _start(eos + prefix)
+        about = [0] * len(ids)
         for number, branch in enumerate(example.branches):
             b_ids, b_weights = self._branch(branch, eos)
             ids += b_ids
@@ -43,6 +44,12 @@ class Tokenizing:
             weights += [*b_weights[1:], b_weights[-1]]
             positions += range(len(eos) + len(prefix), len(eos) + len(prefix) + len(b_ids))
             subsegments += [number] * len(b_ids)
+            bits = sum(1 << n for n in set(branch.about))
+            about += [bits if weight > 0 else 0 for weight in b_weights]
+        pooling, patch_targets = _joint_pooling(media), self._patch_targets(example, media)
+        shows = np.zeros(len(ids), dtype=np.int64)
+        is_visual = np.array(ids) == self.encode(IM_PATCH)[0]
+        shows[is_visual] = shown_objects(patch_targets, pooling)
         return Tokenized(
             input_ids=np.array(ids, dtype=np.int64),
             targets=np.array(targets, dtype=np.int64),
@@ -50,8 +57,10 @@ class Tokenizing:
             position_ids=np.array(positions, dtype=np.int64),
             subsegments=np.array(subsegments, dtype=np.int64),
             crops=np.concatenate([m.crops for m in media]),
-            pooling=_joint_pooling(media),
-            patch_targets=self._patch_targets(example, media),
+            pooling=pooling,
+            patch_targets=patch_targets,
+            about=np.array(about, dtype=np.int64),
+            shows=shows,
         )
 
     def _prefix(self, example: Example) -> tuple[list[int], list[PreparedImage]]:
@@ -126,14 +135,27 @@ def _joint_pooling(media: Sequence[PreparedImage]) -> NDArray[np.int64]:
 
 
 def mark_patches(objects: Sequence[MarkedObject], rows: int, cols: int) -> NDArray[np.float32]:
-    """For each patch of a rows × cols grid: (present, shape, colour, dx, dy).
+    """For each patch of a rows × cols grid: (present, shape, colour, dx, dy, number).
 
     An object is marked at the patch that holds its centre; dx, dy are its offset from that
-    patch's centre in patches. Returns (rows · cols, 5).
+    patch's centre in patches. Returns (rows · cols, 6).
     """
-    grid = np.zeros((rows, cols, 5), dtype=np.float32)
+    grid = np.zeros((rows, cols, 6), dtype=np.float32)
     for mark in objects:
         row, col = min(int(mark.y * rows), rows - 1), min(int(mark.x * cols), cols - 1)
         offset_x, offset_y = mark.x * cols - col - 0.5, mark.y * rows - row - 0.5
-        grid[row, col] = (1.0, mark.shape, mark.colour, offset_x, offset_y)
-    return grid.reshape(rows * cols, 5)
+        grid[row, col] = (1.0, mark.shape, mark.colour, offset_x, offset_y, mark.number)
+    return grid.reshape(rows * cols, 6)
+
+
+def shown_objects(
+    patch_targets: NDArray[np.float32], pooling: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The objects in the patches of each visual token (row of `pooling`), as bits: (M,)."""
+    flat = patch_targets.reshape(-1, patch_targets.shape[-1])
+    numbers = flat[:, 5].astype(np.int64)
+    bits = np.where(flat[:, 0] > 0, np.int64(1) << numbers, np.int64(0))
+    shown: NDArray[np.int64] = np.bitwise_or.reduce(
+        np.where(pooling >= 0, bits[pooling], 0), axis=1
+    )
+    return shown
