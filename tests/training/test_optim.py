@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from molmo_training.loss import PatchProbe, token_loss
+from molmo_hf.modeling_molmo2 import attention_mask
+from molmo_training.loss import AttentionGuide, PatchProbe, token_loss
 from molmo_training.optim import (
     OptimConfig,
     build_optimizer,
@@ -30,10 +31,10 @@ def test_probe_learns_to_read_planted_features() -> None:
     torch.manual_seed(0)
     probe = PatchProbe(8, n_shapes=2, n_colours=2)
     features = torch.randn(4, 9, 8)
-    targets = torch.zeros(4, 9, 5)
+    targets = torch.zeros(4, 9, 6)
     targets[..., 0] = (features[..., 0] > 0.5).float()
     targets[..., 1] = (features[..., 1] > 0).float()
-    targets[..., 3:] = features[..., 2:4]
+    targets[..., 3:5] = features[..., 2:4]
     optimizer = torch.optim.Adam(probe.parameters(), lr=0.1)
     losses = []
     for _ in range(150):
@@ -46,7 +47,7 @@ def test_probe_learns_to_read_planted_features() -> None:
 
 
 def test_probe_without_objects_is_finite() -> None:
-    loss = PatchProbe(8, 2, 2)(torch.randn(1, 9, 8), torch.zeros(1, 9, 5))
+    loss = PatchProbe(8, 2, 2)(torch.randn(1, 9, 8), torch.zeros(1, 9, 6))
     assert torch.isfinite(loss)
 
 
@@ -85,3 +86,31 @@ def test_clipping_is_by_group() -> None:
     assert model["head"].weight.grad.item() == pytest.approx(0.1)
     assert model["image_vit"].weight.grad is not None
     assert model["image_vit"].weight.grad.item() == pytest.approx(1 / math.sqrt(2), rel=1e-3)
+
+
+def test_the_guide_is_the_attention_that_the_right_token_does_not_get() -> None:
+    model = build_model(0)
+    attention = model.model.transformer.blocks[2].self_attn
+    guide = AttentionGuide(attention, 3)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    valid = torch.ones(1, 4, dtype=torch.bool)
+    position_ids = torch.arange(4)[None]
+    model.model.transformer(model.model.embed(ids, None), position_ids, attention_mask(valid))
+    with torch.no_grad():
+        attention.q_norm.weight.zero_()  # every key gets the same attention
+    about, shows = torch.tensor([[0, 0, 0, 2]]), torch.tensor([[2, 0, 1, 0]])
+    assert guide(about, shows).item() == pytest.approx(math.log(4), abs=1e-5)
+    model.model.transformer(model.model.embed(ids, None), position_ids, attention_mask(valid))
+    assert guide(about * 0, shows).item() == 0
+
+
+def test_the_guide_has_a_gradient_also_where_nothing_is_known() -> None:
+    model = build_model(0)
+    guide = AttentionGuide(model.model.transformer.blocks[2].self_attn, 3)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    mask = attention_mask(torch.ones(1, 4, dtype=torch.bool))
+    model.model.transformer(model.model.embed(ids, None), torch.arange(4)[None], mask)
+    guide(torch.tensor([[0, 0, 0, 2]]), torch.tensor([[2, 0, 1, 0]])).backward()
+    gradient = model.model.transformer.blocks[2].self_attn.att_proj.weight.grad
+    assert torch.isfinite(gradient).all()
+    assert gradient.abs().sum() > 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from molmo_core.images import image_tokens, prepare_image
 from molmo_core.prompts import Turn, render_chat
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
 from molmo_training.data.example import Branch, Example, MarkedObject
-from molmo_training.data.tokenize import PREFIX_SUBSEGMENT, Tokenizing, mark_patches
+from molmo_training.data.tokenize import PREFIX_SUBSEGMENT, Tokenizing, mark_patches, shown_objects
 
 PICTURE = np.full((120, 200, 3), 128, dtype=np.uint8)
 
@@ -73,9 +75,10 @@ def test_every_visual_token_has_a_row_of_pooling(tokenizing: Tokenizing) -> None
 
 
 def test_marks_fall_in_the_patch_that_holds_the_centre() -> None:
-    marked = mark_patches([MarkedObject(x=0.5, y=0.1, shape=2, colour=4)], rows=10, cols=8)
+    mark = MarkedObject(x=0.5, y=0.1, shape=2, colour=4, number=7)
+    marked = mark_patches([mark], rows=10, cols=8)
     assert np.flatnonzero(marked[:, 0]).tolist() == [1 * 8 + 4]
-    np.testing.assert_allclose(marked[12], [1, 2, 4, -0.5, -0.5], atol=1e-6)
+    np.testing.assert_allclose(marked[12], [1, 2, 4, -0.5, -0.5, 7], atol=1e-6)
 
 
 def test_marks_of_the_whole_picture_and_of_its_crops_agree(tokenizing: Tokenizing) -> None:
@@ -86,3 +89,23 @@ def test_marks_of_the_whole_picture_and_of_its_crops_agree(tokenizing: Tokenizin
     assert n_marks[0] == 1
     assert n_marks[1:].sum() >= 1
     assert {tuple(t[1:3]) for t in row.patch_targets[row.patch_targets[..., 0] > 0]} == {(1.0, 3.0)}
+
+
+def test_a_visual_token_shows_the_objects_of_its_patches(tokenizing: Tokenizing) -> None:
+    marked = np.zeros((1, 4, 6), dtype=np.float32)
+    marked[0, 1] = (1, 0, 0, 0, 0, 3)
+    marked[0, 2] = (1, 0, 0, 0, 0, 0)
+    pooling = np.array([[0, 1], [1, 2], [3, -1], [-1, 2]])
+    assert shown_objects(marked, pooling).tolist() == [8, 9, 0, 1]
+
+
+def test_learnt_tokens_know_what_they_are_about(tokenizing: Tokenizing) -> None:
+    objects = [[MarkedObject(x=0.75, y=0.4, shape=1, colour=3, number=0)]]
+    one, none = branch("one?", "11"), branch("two?", "22")
+    row = tokenizing(tree(replace(one, about=(0,)), none, objects=objects))
+    about = {int(s): set(row.about[row.subsegments == s].tolist()) for s in (0, 1)}
+    assert about == {0: {0, 1}, 1: {0}}
+    assert (row.about > 0).sum() == len(tokenizing.encode("11"))
+    patch_id = tokenizing.encode(IM_PATCH)[0]
+    assert (row.shows > 0).sum() >= 1
+    assert set(row.input_ids[row.shows > 0].tolist()) == {patch_id}

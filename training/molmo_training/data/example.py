@@ -62,7 +62,7 @@ class Tokenized:
     crops: NDArray[np.float32]  # (C, P, pixels)
     pooling: NDArray[np.int64]  # (M, K) into C · P, −1 = none
     patch_targets: NDArray[np.float32]  # (C, P, 6): present, shape, colour, dx, dy, number
-    about: NDArray[np.int64]  # (S,) bit n: this learnt token's answer is about object n
+    about: NDArray[np.int64]  # (S,) bit n: a token of an answer about object n
     shows: NDArray[np.int64]  # (S,) bit n: this visual token shows the centre of object n
 
 
