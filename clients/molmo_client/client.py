@@ -241,4 +241,4 @@ def _tell_of_wait(outcome: httpx2.Response | httpx2.TransportError, delay_s: flo
         reason = failure_of(outcome.status_code, outcome.headers, outcome.content).message
     else:
         reason = str(outcome) or type(outcome).__name__
-    _LOG.warning("molmo: %s; asking again in %.1f s", reason, delay_s)
+    _LOG.warning("molmo: %s; asking again in %g s", reason, round(delay_s, 2))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import tempfile
 from importlib.resources import as_file, files
@@ -84,21 +85,28 @@ def demo_command(
     port: Annotated[int, Parameter(help="Port to listen on")] = 7860,
 ) -> None:
     """Open the demo page, which asks the server."""
+    _check_port(host, port)
     with Client(server) as client, tempfile.TemporaryDirectory(prefix="molmo-demo-") as private:
         os.environ["GRADIO_TEMP_DIR"] = private  # uploads too, and they go when the page goes
         app = build_app(client, folder=Path(private))
         options = launch_options(host=host, port=port)
-        try:
-            _, address, _ = app.launch(**options, prevent_thread_lock=True)
-        except OSError as failure:
-            raise PortTaken(
-                f"cannot listen on port {port} of {host}; end the program that does, "
-                f"or choose another: molmo demo --port {port + 1}"
-            ) from failure
+        _, address, _ = app.launch(**options, prevent_thread_lock=True)
         terminal.say(f"The demo is at {address} and asks {client.connection.url}; Ctrl-C ends it.")
         sys.stdout.flush()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         app.block_thread()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Told at once, and in our words: Gradio would build the page first."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except (OSError, OverflowError) as failure:
+        raise PortTaken(
+            f"cannot listen on port {port} of {host} ({failure}); end the program that does, "
+            "or choose another with --port"
+        ) from failure
 
 
 def _image_tab(client: Client) -> None:

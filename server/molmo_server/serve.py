@@ -97,7 +97,6 @@ def serve_command(
 
 def run_server(settings: MolmoSettings) -> int:
     """Serve until told to end; returns the exit code."""
-    configure_logging(settings.log_level)
     try:
         checkpoint = read_checkpoint(
             settings.checkpoint_folder, max_model_len=settings.max_model_len
@@ -116,6 +115,7 @@ def run_server(settings: MolmoSettings) -> int:
         )
     # Short and private: a socket's path may have 107 characters.
     private = Path(tempfile.mkdtemp(prefix="molmo-"))
+    configure_logging(settings.log_level)
     try:
         return uvloop.run(_serve(settings, checkpoint, listener, private))
     finally:

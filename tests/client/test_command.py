@@ -163,8 +163,7 @@ def test_what_goes_wrong_is_told_in_one_line(
     assert err.count("\n") == 1
 
 
-def test_no_server(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("molmo_client.client.time.sleep", lambda delay_s: None)
+def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["point", str(EXAMPLE), "x", "--server", "http://127.0.0.1:9"]) == 3
     told = capsys.readouterr()
     assert told.out == ""
@@ -214,4 +213,4 @@ def test_a_closed_pipe_is_no_error(gateway: RunningGateway) -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == b""
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=300) == 0

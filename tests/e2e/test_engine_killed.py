@@ -198,7 +198,7 @@ def test_killed_under_load(running: Running, victim: str) -> None:
             # Refused with the time to come again, or cut in the middle and told so.
             assert outcome.error_code in {"engine_unavailable", "engine_failed", "busy"}
             assert (outcome.status == 503) == (outcome.retry_after is not None)
-            assert outcome.took_s < 60
+            assert outcome.took_s < DEADLINE_S + 30
     n_disturbed = sum(o.error_code is not None or o.took_s > 5 for o in load.outcomes)
     assert n_disturbed >= 1
     assert not any(is_alive(pid) for pid in old.values())

@@ -1,4 +1,4 @@
-"""The jinja chat template against `molmo_core.prompts.render_chat`, and both against golden text."""
+"""The jinja chat template against `molmo_core.prompts.render_chat`; both against golden text."""
 
 from __future__ import annotations
 

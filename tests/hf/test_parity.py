@@ -1,4 +1,4 @@
-"""Processor and model against the reference values: ids, pooling, pixels, log-probabilities, text."""
+"""Processor and model against the reference: ids, pooling, pixels, log-probabilities, text."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_whole_clips_of_frames_are_sampled_by_time(processor):
     ("call", "error", "message"),
     [
         ({"text": IMAGE}, InvalidRequest, "0 images for 1 placeholders"),
-        ({"text": "x", "images": [np.zeros((9, 9, 3), np.uint8)]}, InvalidRequest, "1 images for 0"),
+        ({"text": "x", "images": np.zeros((9, 9, 3), np.uint8)}, InvalidRequest, "1 images for 0"),
         ({"text": VIDEO * 2}, TooManyMedia, "2 videos in one text"),
         ({"text": []}, InvalidRequest, "no text"),
         ({"text": "x", "audio": 1}, InvalidRequest, "audio"),

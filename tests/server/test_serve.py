@@ -15,11 +15,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from molmo_client.__main__ import main
 from tests.server.conftest import until
 from tests.server.media import data_url, picture
 from tests.server.processes import child_pid, engine_pid, is_alive
 
-_MOLMO = [sys.executable, "-m", "molmo_client", "serve"]
 _WITH_FAKE_ENGINE = """
 import sys
 from pathlib import Path
@@ -128,17 +128,25 @@ def test_an_engine_that_cannot_start_ends_the_server(folder: Path, tmp_path: Pat
     assert "told to fail while starting" in words
 
 
-def test_a_taken_port_is_said_before_the_engine_starts(folder: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        options = ["--port", str(port), "--run-dir", str(tmp_path / "run")]
-        with started([*_MOLMO, "--checkpoint", str(folder), *options]) as server:
-            out, words = server.communicate(timeout=60)
+def run_here(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of what ends before anything is started."""
+    code = main(["serve", *options])
+    written = capsys.readouterr()
+    return code, written.out, written.err
 
-    assert (server.returncode, out) == (3, "")
+
+def test_a_taken_port_is_said_before_the_engine_starts(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        options = ["--checkpoint", str(folder), "--port", port, "--run-dir", str(tmp_path / "run")]
+        code, out, words = run_here(capsys, *options)
+
+    assert (code, out) == (3, "")
     assert words == (
         f"molmo serve: port {port} on 127.0.0.1 is taken by another program; end that one, or "
-        f"choose another: molmo serve --port {port + 1}\n"
+        f"choose another: molmo serve --port {int(port) + 1}\n"
     )
     assert not (tmp_path / "run").exists()
 
@@ -151,20 +159,21 @@ def test_a_taken_port_is_said_before_the_engine_starts(folder: Path, tmp_path: P
         (["--host", "999.0.0.1", "--port", "0"], "cannot listen on 999.0.0.1"),
     ],
 )
-def test_unusable_settings(folder: Path, options: list[str], says: str) -> None:
+def test_unusable_settings(
+    folder: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
     given = options if "--checkpoint" in options else [*options, "--checkpoint", str(folder)]
-    with started([*_MOLMO, *given]) as server:
-        out, words = server.communicate(timeout=60)
 
-    assert (server.returncode, out) == (2, "")
+    code, out, words = run_here(capsys, *given)
+
+    assert (code, out) == (2, "")
     assert words.startswith(f"molmo serve: {says}")
 
 
-def test_help_explains_the_options() -> None:
-    with started([*_MOLMO, "--help"]) as server:
-        out, _ = server.communicate(timeout=60)
+def test_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run_here(capsys, "--help")
 
-    assert server.returncode == 0
+    assert code == 0
     for option in ("--host", "--port", "--checkpoint", "--engine-url", "--run-dir"):
         assert option in out
     assert "Serve a checkpoint" in out
