@@ -79,7 +79,7 @@ def test_vllms_own_model_fails_the_same_comparison(tmp_path_factory, report):
         "vLLM's own",
         f"{sum(d > TOLERANCE for d in found)} of {len(found)} fail",
         f"{len(found) - len(comparable)} with other ids or refused",
-        f"|Δ| {min(comparable):.2g} to {max(comparable):.2g}",
+        f"the others off by {min(comparable):.2g} to {max(comparable):.2g}",
         f"median {statistics.median(comparable):.2g}",
     )
     assert min(found) > 100 * TOLERANCE

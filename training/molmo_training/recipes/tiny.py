@@ -37,7 +37,7 @@ from molmo_training.vocabulary import load_vocabulary
 
 CROP_PX, PATCH_PX = 126, 14
 VOCAB_SIZE = 512
-IMAGES = ImageGeometry(crop_px=CROP_PX, patch_px=PATCH_PX, max_crops=2, overlap_margins=(1, 1))
+IMAGES = ImageGeometry(crop_px=CROP_PX, patch_px=PATCH_PX, max_crops=1, overlap_margins=(1, 1))
 VIDEOS = VideoGeometry(crop_px=CROP_PX, patch_px=PATCH_PX, max_frames=24)
 SEED = 691_203
 ONE_OBJECT_GROUPS, FEW_OBJECTS_GROUPS = 75, 175
