@@ -49,6 +49,8 @@ bench: $(STAMP) ## measure the gateway and the preprocessing
 
 tiny: $(STAMP) ## train molmo2-tiny again, from nothing, and package it (hours)
 	$(RUN)/python -m molmo_training.recipes.tiny runs/tiny $(ARGS)
+	rm -rf runs/molmo2-tiny
+	$(RUN)/python -m molmo_training.package runs/tiny runs/molmo2-tiny
 
 lock: ## resolve the requirements again
 	for extra in cpu gpu; do .tools/bin/uv pip compile pyproject.toml --universal \

@@ -11,7 +11,7 @@ translates), HTTP. Chat requests are OpenAI's; their answers carry `Grounding` a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,7 +26,9 @@ from molmo_core.api_requests import QueryRequest as QueryRequest
 from molmo_core.api_requests import StrictRequest as StrictRequest
 from molmo_core.api_requests import TrackRequest as TrackRequest
 from molmo_core.points import WarningCode
-from molmo_core.videos import VideoInfo
+
+if TYPE_CHECKING:
+    from molmo_core.videos import VideoInfo
 
 
 def _is_none(value: Any) -> bool:

@@ -83,7 +83,7 @@ def serve_command(
     max_model_len
         Most tokens of prompt and answer; what the checkpoint allows unless given.
     n_threads
-        On CPU: threads of the engine.
+        On CPU: threads of the engine; all cores, for molmo2-tiny one, unless given.
     run_dir
         Folder for the engine's logs; a temporary one unless given.
     """
@@ -150,7 +150,7 @@ def build_engines(
             max_images=settings.max_images,
             kv_cache_gib=settings.kv_cache_gib,
             is_eager=settings.is_eager,
-            n_threads=settings.n_threads,
+            n_threads=settings.engine_threads,
             # The engine's own words then name the checkpoint, also inside streams.
             extra_arguments=("--fingerprint-mode", "custom", "--fingerprint-value", checkpoint.id),
         )

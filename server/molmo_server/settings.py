@@ -87,3 +87,8 @@ class MolmoSettings(BaseSettings):
         if self.checkpoint is not None:
             return self.checkpoint
         return Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
+
+    @property
+    def engine_threads(self) -> int | None:
+        """The packaged model is small: with one thread it starts in less time and memory."""
+        return 1 if self.n_threads is None and self.checkpoint is None else self.n_threads

@@ -194,7 +194,7 @@ def test_a_missing_extra_is_told(
 
 
 def test_a_question_loads_nothing_heavy(gateway: RunningGateway) -> None:
-    heavy = "('torch', 'transformers', 'vllm', 'fastapi', 'gradio', 'rich', 'scipy')"
+    heavy = "('torch', 'transformers', 'vllm', 'av', 'fastapi', 'gradio', 'rich', 'scipy')"
     program = (
         "import sys; from molmo_client.__main__ import main; code = main(sys.argv[1:]);"
         f"print([name for name in {heavy} if name in sys.modules]); sys.exit(code)"

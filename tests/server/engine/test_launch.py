@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from molmo_core.errors import CheckpointError
+from molmo_server.engine import launch
 from molmo_server.engine.launch import EngineSettings, engine_command
 
 
@@ -56,6 +57,17 @@ def test_a_shorter_context_shrinks_the_step(tmp_path):
     argv, _ = command(write_folder(tmp_path / "m"), max_model_len=2048, max_num_seqs=8)
     assert flags(argv)["--max-model-len"] == "2048"
     assert flags(argv)["--max-num-batched-tokens"] == "2056"
+
+
+def test_a_cpu_computes_in_what_the_checkpoint_says(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "m")
+    assert flags(command(folder)[0])["--dtype"] == "auto"
+    config = json.loads((folder / "config.json").read_text()) | {"dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert flags(command(folder)[0])["--dtype"] == "float32"
+    assert flags(command(folder, dtype="bfloat16")[0])["--dtype"] == "bfloat16"
+    monkeypatch.setattr(launch, "distributions", lambda name: iter(()))
+    assert flags(command(folder)[0])["--dtype"] == "auto", "a GPU build"
 
 
 @pytest.mark.parametrize("nested", [False, True])

@@ -1,7 +1,8 @@
 """molmo2-tiny: a Molmo2 of a few million parameters, trained from nothing on drawn scenes.
 
-`python -m molmo_training.recipes.tiny train FOLDER` trains, `… export FOLDER OUT` writes the
-checkpoint that ships with the package. Knows: sizes, data mixture, schedule of this one model.
+`python -m molmo_training.recipes.tiny FOLDER` trains and goes on where FOLDER stands,
+`python -m molmo_training.package FOLDER OUT` writes the checkpoint that ships with the package.
+Knows: sizes, data mixture, schedule of this one model. Does not know: the loop, the layout.
 """
 
 from __future__ import annotations
