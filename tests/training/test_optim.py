@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from molmo_hf.modeling_molmo2 import attention_mask
-from molmo_training.loss import AttentionGuide, PatchProbe, token_loss
+from molmo_training.loss import AttentionGuide, ObjectProbe, token_loss
 from molmo_training.optim import (
     OptimConfig,
     build_optimizer,
@@ -29,9 +29,9 @@ def test_token_loss_is_the_weighted_mean() -> None:
 
 def test_probe_learns_to_read_planted_features() -> None:
     torch.manual_seed(0)
-    probe = PatchProbe(8, n_shapes=2, n_colours=2)
+    probe = ObjectProbe(8, n_shapes=2, n_colours=2, place_columns=(3, 4))
     features = torch.randn(4, 9, 8)
-    targets = torch.zeros(4, 9, 6)
+    targets = torch.zeros(4, 9, 8)
     targets[..., 0] = (features[..., 0] > 0.5).float()
     targets[..., 1] = (features[..., 1] > 0).float()
     targets[..., 3:5] = features[..., 2:4]
@@ -47,7 +47,7 @@ def test_probe_learns_to_read_planted_features() -> None:
 
 
 def test_probe_without_objects_is_finite() -> None:
-    loss = PatchProbe(8, 2, 2)(torch.randn(1, 9, 8), torch.zeros(1, 9, 6))
+    loss = ObjectProbe(8, 2, 2, place_columns=(6, 7))(torch.randn(1, 9, 8), torch.zeros(1, 9, 8))
     assert torch.isfinite(loss)
 
 

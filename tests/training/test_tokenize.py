@@ -10,7 +10,13 @@ from molmo_core.images import image_tokens, prepare_image
 from molmo_core.prompts import Turn, render_chat
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
 from molmo_training.data.example import Branch, Example, MarkedObject
-from molmo_training.data.tokenize import PREFIX_SUBSEGMENT, Tokenizing, mark_patches, shown_objects
+from molmo_training.data.tokenize import (
+    PREFIX_SUBSEGMENT,
+    Tokenizing,
+    mark_patches,
+    pooled_targets,
+    shown_objects,
+)
 
 PICTURE = np.full((120, 200, 3), 128, dtype=np.uint8)
 
@@ -78,7 +84,7 @@ def test_marks_fall_in_the_patch_that_holds_the_centre() -> None:
     mark = MarkedObject(x=0.5, y=0.1, shape=2, colour=4, number=7)
     marked = mark_patches([mark], rows=10, cols=8)
     assert np.flatnonzero(marked[:, 0]).tolist() == [1 * 8 + 4]
-    np.testing.assert_allclose(marked[12], [1, 2, 4, -0.5, -0.5, 7], atol=1e-6)
+    np.testing.assert_allclose(marked[12], [1, 2, 4, -0.5, -0.5, 7, 0, -0.8], atol=1e-6)
 
 
 def test_marks_of_the_whole_picture_and_of_its_crops_agree(tokenizing: Tokenizing) -> None:
@@ -92,11 +98,13 @@ def test_marks_of_the_whole_picture_and_of_its_crops_agree(tokenizing: Tokenizin
 
 
 def test_a_visual_token_shows_the_objects_of_its_patches(tokenizing: Tokenizing) -> None:
-    marked = np.zeros((1, 4, 6), dtype=np.float32)
-    marked[0, 1] = (1, 0, 0, 0, 0, 3)
-    marked[0, 2] = (1, 0, 0, 0, 0, 0)
+    marked = np.zeros((1, 4, 8), dtype=np.float32)
+    marked[0, 1, [0, 5]] = (1, 3)
+    marked[0, 2, [0, 5]] = (1, 0)
     pooling = np.array([[0, 1], [1, 2], [3, -1], [-1, 2]])
     assert shown_objects(marked, pooling).tolist() == [8, 9, 0, 1]
+    targets = pooled_targets(marked, pooling)
+    assert targets[:, [0, 5]].tolist() == [[1, 3], [1, 3], [0, 0], [1, 0]]
 
 
 def test_learnt_tokens_know_what_they_are_about(tokenizing: Tokenizing) -> None:

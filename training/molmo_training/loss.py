@@ -25,21 +25,25 @@ def token_loss(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor
     return (losses * weights).sum() / total, accuracy
 
 
-class PatchProbe(nn.Module):
-    """Reads objects off patch features: teaches a vision tower from nothing where things are.
+class ObjectProbe(nn.Module):
+    """Reads marked objects off features: teaches a vision tower from nothing what stands where.
 
     A from-scratch stand-in for the pre-trained tower that larger runs start from; it is thrown
-    away after training. Input (C, P, D); targets (C, P, 6): present, shape, colour, dx, dy, number.
+    away after training. Features (…, D); targets (…, 8) are those of `tokenize.mark_patches`, of
+    which `place_columns` says how places are told: in the patch or in the picture.
     """
 
-    def __init__(self, width: int, n_shapes: int, n_colours: int) -> None:
+    def __init__(
+        self, width: int, n_shapes: int, n_colours: int, *, place_columns: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.sizes = (1, n_shapes, n_colours, 2)
+        self.place_columns = slice(place_columns[0], place_columns[1] + 1)
         self.read = nn.Linear(width, sum(self.sizes))
 
     def forward(self, features: Tensor, targets: Tensor) -> Tensor:
         present = targets[..., 0] > 0
-        found, shape, colour, offset = self.read(features).float().split(self.sizes, dim=-1)
+        found, shape, colour, place = self.read(features).float().split(self.sizes, dim=-1)
         positive_share = 8.0  # objects stand at about one patch in twenty
         loss = F.binary_cross_entropy_with_logits(
             found.squeeze(-1), targets[..., 0], pos_weight=found.new_tensor(positive_share)
@@ -49,7 +53,26 @@ class PatchProbe(nn.Module):
         marked = targets[present]
         loss = loss + F.cross_entropy(shape[present], marked[:, 1].long())
         loss = loss + F.cross_entropy(colour[present], marked[:, 2].long())
-        return loss + F.mse_loss(offset[present], marked[:, 3:5])
+        return loss + F.mse_loss(place[present], marked[:, self.place_columns])
+
+
+class ObjectProbes(nn.Module):
+    """One probe on the patches of the tower, one on the features that enter the decoder.
+
+    The second keeps places readable through the connector: without it they were known to ±12 % of
+    the picture after 200 steps, less than the number of a token tells.
+    """
+
+    def __init__(self, *, patch_width: int, width: int, n_shapes: int, n_colours: int) -> None:
+        super().__init__()
+        self.patches = ObjectProbe(patch_width, n_shapes, n_colours, place_columns=(3, 4))
+        self.tokens = ObjectProbe(width, n_shapes, n_colours, place_columns=(6, 7))
+
+    def forward(
+        self, patches: Tensor, patch_targets: Tensor, features: Tensor, token_targets: Tensor
+    ) -> Tensor:
+        loss: Tensor = self.patches(patches, patch_targets) + self.tokens(features, token_targets)
+        return loss
 
 
 class AttentionGuide:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration, attention_mask
 from molmo_training.data.example import Batch
-from molmo_training.loss import AttentionGuide, PatchProbe, token_loss
+from molmo_training.loss import AttentionGuide, ObjectProbes, token_loss
 from molmo_training.optim import OptimConfig, build_optimizer, clip_gradients, set_learning_rate
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class TrainerConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     autocast_bf16: bool = True
     probe_weight: float = 1.0
-    """Weight of the tower's own loss, see `PatchProbe`; 0 trains without it."""
+    """Weight of the losses of `ObjectProbes`; 0 trains without them."""
     guide_weight: float = 0.5
     """Weight at the start of the loss on where to look, see `AttentionGuide`; falls to 0."""
     guided_layer: int = 2
@@ -49,7 +49,7 @@ class Trainer:
     """Holds model, probe and optimizer, and advances them batch by batch."""
 
     def __init__(
-        self, model: Molmo2ForConditionalGeneration, probe: PatchProbe, config: TrainerConfig
+        self, model: Molmo2ForConditionalGeneration, probe: ObjectProbes, config: TrainerConfig
     ) -> None:
         self.model, self.probe, self.config = model, probe, config
         decoder = model.model.transformer
@@ -115,7 +115,7 @@ class Trainer:
         learnt = batch.weights > 0
         logits = self.model.lm_head(hidden[learnt])
         loss, accuracy = token_loss(logits, batch.targets[learnt], batch.weights[learnt])
-        probe_loss = self.probe(patches, batch.patch_targets)
+        probe_loss = self.probe(patches, batch.patch_targets, features, batch.token_targets)
         return loss, accuracy, probe_loss, self.guide(batch.about, batch.shows)
 
     def _decode(self, batch: Batch, features: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class Trainer:
 class _Joint(torch.nn.Module):
     """Model and probe under one roof, for the optimizer."""
 
-    def __init__(self, model: torch.nn.Module, probe: PatchProbe) -> None:
+    def __init__(self, model: torch.nn.Module, probe: ObjectProbes) -> None:
         super().__init__()
         self.model = model
         self.image_vit_probe = probe

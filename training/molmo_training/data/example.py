@@ -61,7 +61,8 @@ class Tokenized:
     subsegments: NDArray[np.int64]  # (S,)
     crops: NDArray[np.float32]  # (C, P, pixels)
     pooling: NDArray[np.int64]  # (M, K) into C · P, −1 = none
-    patch_targets: NDArray[np.float32]  # (C, P, 6): present, shape, colour, dx, dy, number
+    patch_targets: NDArray[np.float32]  # (C, P, 8): see `tokenize.mark_patches`
+    token_targets: NDArray[np.float32]  # (M, 8): those of a visual token's first marked patch
     about: NDArray[np.int64]  # (S,) bit n: a token of an answer about object n
     shows: NDArray[np.int64]  # (S,) bit n: this visual token shows the centre of object n
 
@@ -78,7 +79,8 @@ class Batch:
     valid: Tensor  # (B, S) bool
     crops: Tensor  # (C, P, pixels)
     pooling: Tensor  # (M, K)
-    patch_targets: Tensor  # (C, P, 6)
+    patch_targets: Tensor  # (C, P, 8)
+    token_targets: Tensor  # (M, 8)
     about: Tensor  # (B, S)
     shows: Tensor  # (B, S)
     n_examples: int = field(default=0)

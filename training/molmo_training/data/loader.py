@@ -108,6 +108,7 @@ def collate(rows: Sequence[Tokenized]) -> Batch:
         crops=torch.from_numpy(np.concatenate([r.crops for r in rows])),
         pooling=torch.from_numpy(np.concatenate(pooling)),
         patch_targets=torch.from_numpy(np.concatenate([r.patch_targets for r in rows])),
+        token_targets=torch.from_numpy(np.concatenate([r.token_targets for r in rows])),
         about=padded("about"),
         shows=padded("shows"),
         n_examples=len(rows),

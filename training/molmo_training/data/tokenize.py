@@ -59,6 +59,7 @@ class Tokenizing:
             crops=np.concatenate([m.crops for m in media]),
             pooling=pooling,
             patch_targets=patch_targets,
+            token_targets=pooled_targets(patch_targets, pooling),
             about=np.array(about, dtype=np.int64),
             shows=shows,
         )
@@ -135,17 +136,19 @@ def _joint_pooling(media: Sequence[PreparedImage]) -> NDArray[np.int64]:
 
 
 def mark_patches(objects: Sequence[MarkedObject], rows: int, cols: int) -> NDArray[np.float32]:
-    """For each patch of a rows × cols grid: (present, shape, colour, dx, dy, number).
+    """For each patch of a rows × cols grid: (present, shape, colour, dx, dy, number, x, y).
 
     An object is marked at the patch that holds its centre; dx, dy are its offset from that
-    patch's centre in patches. Returns (rows · cols, 6).
+    patch's centre in patches; x, y its place in the picture, −1…1. Returns (rows · cols, 8).
     """
-    grid = np.zeros((rows, cols, 6), dtype=np.float32)
+    grid = np.zeros((rows, cols, 8), dtype=np.float32)
     for mark in objects:
         row, col = min(int(mark.y * rows), rows - 1), min(int(mark.x * cols), cols - 1)
         offset_x, offset_y = mark.x * cols - col - 0.5, mark.y * rows - row - 0.5
-        grid[row, col] = (1.0, mark.shape, mark.colour, offset_x, offset_y, mark.number)
-    return grid.reshape(rows * cols, 6)
+        kind = (1.0, mark.shape, mark.colour)
+        place = (2 * mark.x - 1, 2 * mark.y - 1)
+        grid[row, col] = (*kind, offset_x, offset_y, mark.number, *place)
+    return grid.reshape(rows * cols, 8)
 
 
 def shown_objects(
@@ -159,3 +162,14 @@ def shown_objects(
         np.where(pooling >= 0, bits[pooling], 0), axis=1
     )
     return shown
+
+
+def pooled_targets(
+    patch_targets: NDArray[np.float32], pooling: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """For each visual token the target of the first marked patch that it pools: (M, columns)."""
+    flat = patch_targets.reshape(-1, patch_targets.shape[-1])
+    marked = (pooling >= 0) & (flat[pooling, 0] > 0)
+    first = pooling[np.arange(len(pooling)), marked.argmax(axis=1)]
+    chosen: NDArray[np.float32] = flat[first] * marked.any(axis=1, keepdims=True)
+    return chosen
