@@ -27,7 +27,7 @@ from molmo_client import (
 )
 from molmo_core import errors
 from tests.server import media
-from tests.server.conftest import RunningGateway
+from tests.support.gateway import RunningGateway
 
 AT_ONCE = RetryPolicy(n_retries=2, first_delay_s=0.0)
 PICTURE = media.picture()

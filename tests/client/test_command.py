@@ -19,7 +19,7 @@ from molmo_client.draw import PALETTE
 from molmo_core.scenes import draw_scene
 from tests.client.example_scene import EXAMPLE_SCENE
 from tests.server import media
-from tests.server.conftest import RunningGateway
+from tests.support.gateway import RunningGateway
 
 EXAMPLE = Path(str(files("molmo_client") / "examples" / "shapes.png"))
 CIRCLE = '<points coords="1 1 217 267">red circle</points>'

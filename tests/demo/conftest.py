@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
@@ -11,27 +10,7 @@ from playwright.sync_api import Browser
 from molmo_client import Client
 from molmo_demo.app import build_app, launch_options
 from tests.demo.browsing import running_browser
-from tests.server.conftest import RunningGateway, running_gateway, write_folder
-
-
-@pytest.fixture(scope="package")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("checkpoint") / "small")
-
-
-@pytest.fixture(scope="package")
-def shared_gateway(
-    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningGateway]:
-    with running_gateway(checkpoint, tmp_path_factory.mktemp("sockets")) as gateway:
-        yield gateway
-
-
-@pytest.fixture
-def gateway(shared_gateway: RunningGateway) -> RunningGateway:
-    shared_gateway.engine.script.clear()
-    shared_gateway.engine.requests.clear()
-    return shared_gateway
+from tests.support.gateway import RunningGateway
 
 
 @pytest.fixture(scope="package")

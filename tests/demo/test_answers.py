@@ -14,7 +14,7 @@ from molmo_client import Client
 from molmo_client.draw import PALETTE
 from molmo_demo.answers import ask_images, ask_video, describe_server
 from tests.server import media
-from tests.server.conftest import RunningGateway
+from tests.support.gateway import RunningGateway
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from molmo_server.checkpoint import read_checkpoint
 from tests.client.example_scene import EXAMPLE_SCENE
 from tests.demo.browsing import ask, drawn_picture, drawn_video, opened, upload
 from tests.evals.oracle import points_text, tracks_text
-from tests.server.conftest import RunningGateway
+from tests.support.gateway import RunningGateway
 
 EXAMPLE = Path(str(files("molmo_client") / "examples" / "shapes.png"))
 SIZE_PX = (EXAMPLE_SCENE.width_px, EXAMPLE_SCENE.height_px)
@@ -70,14 +70,14 @@ def test_count_of_another_kind_after_the_first_answer(
 
 
 def test_tracks_are_drawn_in_the_video(
-    browser: Browser, page_url: str, gateway: RunningGateway, checkpoint: Path, tmp_path: Path
+    browser: Browser, page_url: str, gateway: RunningGateway, folder: Path, tmp_path: Path
 ) -> None:
     clip = sample_clip(
         np.random.default_rng(7), n_objects=1, min_side_px=160, max_side_px=240, max_duration_s=2
     )
     item = clip.objects[0]
     query = parse_query(f"the {item.colour} {item.shape}")
-    geometry = read_checkpoint(checkpoint).video
+    geometry = read_checkpoint(folder).video
     times_s = sample_times(clip.duration_s, geometry, source_fps=clip.fps)
     gateway.engine.script[query.label] = tracks_text(clip, query, times_s)
     write_clip(clip, tmp_path / "clip.mp4")

@@ -22,10 +22,10 @@ from molmo_server.checkpoint import read_checkpoint
 from molmo_server.engine_pool import EnginePool, SupervisedEngine
 from molmo_server.serve import build_engines
 from molmo_server.settings import MolmoSettings
-from tests.server.conftest import serve_in_thread, until
 from tests.server.media import data_url, picture
 from tests.server.processes import is_alive
 from tests.support.checkpoint import write_checkpoint
+from tests.support.gateway import serve_in_thread, until
 
 VICTIMS = ("EngineCore", "api_server")
 """What computes, and what speaks HTTP with the gateway."""

@@ -8,19 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.evals.oracle import Oracle
-from tests.server.conftest import RunningGateway, running_gateway, write_folder
-
-
-@pytest.fixture(scope="package")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_folder(tmp_path_factory.mktemp("checkpoint") / "small")
+from tests.support.gateway import RunningGateway, running_gateway
 
 
 @pytest.fixture(scope="package")
 def shared_gateway(
-    checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningGateway]:
-    with running_gateway(checkpoint, tmp_path_factory.mktemp("sockets"), Oracle()) as gateway:
+    with running_gateway(folder, tmp_path_factory.mktemp("sockets"), Oracle()) as gateway:
         yield gateway
 
 

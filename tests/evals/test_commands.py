@@ -13,13 +13,13 @@ from molmo_evals.task import find_task
 from molmo_evals.tasks.scenes import GROUPS
 from molmo_server.checkpoint import read_checkpoint
 from tests.evals.conftest import oracle_of
-from tests.server.conftest import RunningGateway
+from tests.support.gateway import RunningGateway
 
 SEED = 3
 
 
-def learn_all(gateway: RunningGateway, checkpoint: Path, n: int) -> None:
-    geometry = read_checkpoint(checkpoint).video
+def learn_all(gateway: RunningGateway, folder: Path, n: int) -> None:
+    geometry = read_checkpoint(folder).video
     oracle_of(gateway).learn(find_task("scenes").samples(SEED, n), geometry)
 
 
@@ -30,11 +30,11 @@ def run_scenes(gateway: RunningGateway, folder: Path, *more: str) -> int:
 
 def test_a_perfect_engine_reaches_every_target(
     gateway: RunningGateway,
-    checkpoint: Path,
+    folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    learn_all(gateway, checkpoint, 1)
+    learn_all(gateway, folder, 1)
     assert run_scenes(gateway, tmp_path, "--json", "--check") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["passed"] is True

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.server.conftest import RunningGateway, assert_refused, error_of
 from tests.server.media import audio_only, data_url, image_part, picture, png_bomb, text_part, video
+from tests.support.gateway import RunningGateway, assert_refused, error_of
 
 PNG = data_url(picture())
 JPEG = picture(64, 48, "JPEG")

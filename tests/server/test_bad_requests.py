@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from molmo_core.tokens import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START
-from tests.server.conftest import MAX_MODEL_LEN, RunningGateway, assert_refused, error_of
 from tests.server.media import data_url, image_part, picture, text_part, video_part
+from tests.support.gateway import MAX_MODEL_LEN, RunningGateway, assert_refused, error_of
 
 PNG = data_url(picture())
 ASKED = {

@@ -9,7 +9,7 @@ import pytest
 
 from molmo_core.errors import CheckpointError
 from molmo_server.checkpoint import read_checkpoint
-from tests.server.conftest import write_folder
+from tests.support.gateway import write_folder
 
 
 def test_sizes_and_tokens(folder: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from molmo_core.errors import EngineUnavailable
 from molmo_server.engine_pool import EngineAddress, EnginePool, EngineState, RemoteEngine
 from molmo_server.engine_pool.fake import FakeEngine, Trick, serve_fake
-from tests.server.conftest import FAST
 from tests.server.processes import question
+from tests.support.gateway import FAST
 
 
 def engine_at(socket: Path, *warm_ups: bytes) -> RemoteEngine:

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from molmo_server.engine_pool.fake import DEFAULT_ANSWER, FakeEngine, Trick
-from tests.server.conftest import RunningGateway, error_of, events_of, running_gateway, until
+from tests.support.gateway import RunningGateway, error_of, events_of, running_gateway, until
 
 
 def test_a_request_that_breaks_before_its_first_byte_is_sent_again(

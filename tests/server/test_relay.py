@@ -14,7 +14,7 @@ from molmo_server.engine_pool.fake import stream_events
 from molmo_server.grounding import AnswerReader
 from molmo_server.media import CheckedImage, CheckedMedia
 from molmo_server.relay import StreamRelay
-from tests.server.conftest import events_of
+from tests.support.gateway import events_of
 
 MEDIA = CheckedMedia(images=(CheckedImage(url="data:", size_hw=(100, 200)),))
 IDENTITY = {"id": "chatcmpl-1", "created": 5, "model": "m"}

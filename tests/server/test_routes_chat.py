@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from molmo_server.engine_pool.fake import DEFAULT_ANSWER, stream_events
-from tests.server.conftest import RunningGateway, events_of
 from tests.server.media import image_part, picture, text_part, video, video_part
+from tests.support.gateway import RunningGateway, events_of
 
 TWO_IMAGES = [image_part(picture(64, 48)), image_part(picture(100, 200)), text_part("Point")]
 TWO_ANSWERS = '<points coords="1 1 250 500;2 2 500 250">red circle</points>'

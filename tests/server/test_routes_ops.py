@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.server.conftest import RunningGateway, error_of, running_gateway, until
 from tests.server.media import data_url, picture
+from tests.support.gateway import RunningGateway, error_of, running_gateway, until
 
 PNG = data_url(picture())
 

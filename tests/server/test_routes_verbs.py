@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from molmo_core import api
-from tests.server.conftest import RunningGateway
 from tests.server.media import data_url, picture, video
+from tests.support.gateway import RunningGateway
 
 NONE_TEXT = "There are none."
 PNG, MP4 = data_url(picture()), data_url(video(), "video/mp4")

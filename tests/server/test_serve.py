@@ -16,9 +16,9 @@ import httpx2
 import pytest
 
 from molmo_client.__main__ import main
-from tests.server.conftest import until
 from tests.server.media import data_url, picture
 from tests.server.processes import child_pid, engine_pid, is_alive
+from tests.support.gateway import until
 
 _WITH_FAKE_ENGINE = """
 import sys

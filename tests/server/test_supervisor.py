@@ -17,8 +17,8 @@ import pytest
 from molmo_core.errors import EngineUnavailable
 from molmo_server.engine_pool import EnginePool, EngineState, SupervisedEngine
 from molmo_server.engine_pool.fake import DEFAULT_ANSWER, Trick
-from tests.server.conftest import until
 from tests.server.processes import child_pid, engine_pid, fake_process, is_alive, question
+from tests.support.gateway import until
 
 BODY = question("Hi")
 
