@@ -55,6 +55,17 @@ class ObjectProbe(nn.Module):
         loss = loss + F.cross_entropy(colour[present], marked[:, 2].long())
         return loss + F.mse_loss(place[present], marked[:, self.place_columns])
 
+    def share_right(self, features: Tensor, targets: Tensor) -> dict[str, float]:
+        """Shares of marked features whose shape and colour are read rightly; error of the place."""
+        present = targets[..., 0] > 0
+        _, shape, colour, place = self.read(features.float()).split(self.sizes, dim=-1)
+        marked = targets[present]
+        return {
+            "shape": (shape[present].argmax(-1) == marked[:, 1]).float().mean().item(),
+            "colour": (colour[present].argmax(-1) == marked[:, 2]).float().mean().item(),
+            "place_error": F.mse_loss(place[present], marked[:, self.place_columns]).sqrt().item(),
+        }
+
 
 class ObjectProbes(nn.Module):
     """One probe on the patches of the tower, one on the features that enter the decoder.

@@ -41,13 +41,17 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedObject:
-    """An object's centre in 0…1, its kind as class numbers, its number (0…62) in the example."""
+    """An object's centre in 0…1, its kind as class numbers, its number (0…62) in the example.
+
+    `radius_xy` is its extent to each side, in parts of the picture's width and height.
+    """
 
     x: float
     y: float
     shape: int
     colour: int
     number: int = 0
+    radius_xy: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

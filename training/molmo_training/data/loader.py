@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class Source:
     def is_drawn_in(self, group: int) -> bool:
         return self.first_group <= group and (self.end_group is None or group < self.end_group)
 
+
+T = TypeVar("T")
 
 GROUP_SIZE = 4
 
@@ -71,7 +74,7 @@ class BatchStream(IterableDataset[Batch]):
         return [collate(rows[k * size : (k + 1) * size]) for k in order]
 
 
-def make_loader(stream: BatchStream, *, n_workers: int) -> DataLoader[Batch]:
+def make_loader(stream: IterableDataset[T], *, n_workers: int) -> DataLoader[T]:
     """A loader that hands out whole batches, prepared in `n_workers` processes."""
     return DataLoader(
         stream,

@@ -180,6 +180,7 @@ def _marks(scenes: Sequence[Scene]) -> list[list[MarkedObject]]:
                 shape=_SHAPE_NUMBER[o.shape],
                 colour=_COLOUR_NUMBER[o.colour],
                 number=next(numbers),
+                radius_xy=(o.radius_px / scene.width_px, o.radius_px / scene.height_px),
             )
             for o in scene.objects
         ]

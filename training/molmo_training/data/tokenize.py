@@ -138,16 +138,23 @@ def _joint_pooling(media: Sequence[PreparedImage]) -> NDArray[np.int64]:
 def mark_patches(objects: Sequence[MarkedObject], rows: int, cols: int) -> NDArray[np.float32]:
     """For each patch of a rows × cols grid: (present, shape, colour, dx, dy, number, x, y).
 
-    An object is marked at the patch that holds its centre; dx, dy are its offset from that
-    patch's centre in patches; x, y its place in the picture, −1…1. Returns (rows · cols, 8).
+    An object is marked at the patch that holds its centre and at those whose centre lies inside
+    0.8 of its radius. dx, dy are the offset of its centre from the patch's, in patches; x, y its
+    place in the picture, −1…1. Returns (rows · cols, 8).
     """
     grid = np.zeros((rows, cols, 8), dtype=np.float32)
+    across, down = np.arange(cols) + 0.5, np.arange(rows) + 0.5
     for mark in objects:
-        row, col = min(int(mark.y * rows), rows - 1), min(int(mark.x * cols), cols - 1)
-        offset_x, offset_y = mark.x * cols - col - 0.5, mark.y * rows - row - 0.5
-        kind = (1.0, mark.shape, mark.colour)
-        place = (2 * mark.x - 1, 2 * mark.y - 1)
-        grid[row, col] = (*kind, offset_x, offset_y, mark.number, *place)
+        x, y = mark.x * cols, mark.y * rows
+        reach_x, reach_y = (0.8 * max(r, 1e-6) for r in mark.radius_xy)
+        far = ((across[None] - x) / (reach_x * cols)) ** 2
+        far = far + ((down[:, None] - y) / (reach_y * rows)) ** 2
+        covered = far <= 1
+        covered[min(int(y), rows - 1), min(int(x), cols - 1)] = True
+        row, col = np.nonzero(covered)
+        grid[row, col] = (1.0, mark.shape, mark.colour, 0, 0, mark.number, 0, 0)
+        grid[row, col, 3], grid[row, col, 4] = x - across[col], y - down[row]
+        grid[row, col, 6:8] = 2 * mark.x - 1, 2 * mark.y - 1
     return grid.reshape(rows * cols, 8)
 
 

@@ -33,6 +33,7 @@ from molmo_training.data.scenes import image_example, multi_image_example, video
 from molmo_training.data.tokenize import Tokenizing
 from molmo_training.loss import ObjectProbes
 from molmo_training.optim import OptimConfig
+from molmo_training.tower import PictureStream, TowerConfig, train_tower
 from molmo_training.trainer import Trainer, TrainerConfig
 from molmo_training.vocabulary import load_vocabulary
 
@@ -41,7 +42,7 @@ VOCAB_SIZE = 512
 IMAGES = ImageGeometry(crop_px=CROP_PX, patch_px=PATCH_PX, max_crops=1, overlap_margins=(1, 1))
 VIDEOS = VideoGeometry(crop_px=CROP_PX, patch_px=PATCH_PX, max_frames=24)
 SEED = 691_203
-ONE_OBJECT_GROUPS, FEW_OBJECTS_GROUPS = 75, 175
+ONE_OBJECT_GROUPS, FEW_OBJECTS_GROUPS = 150, 300
 """Ends of the two easy stretches, in groups of batches."""
 
 
@@ -55,6 +56,8 @@ class TinyRecipe:
     learning_rate: float = 1.2e-3
     connector_rate: float = 6e-4
     """Lower: nothing normalises its output, which grew a thousandfold in 300 steps of 1.5e-3."""
+    tower_steps: int = 8000
+    """Steps in which the tower is taught alone; 0 leaves that out."""
     n_threads: int = 2
     n_workers: int = 1
     seed: int = SEED
@@ -178,10 +181,22 @@ def build_trainer(recipe: TinyRecipe) -> tuple[Trainer, Tokenizing]:
 def train(recipe: TinyRecipe) -> Trainer:
     """Run the recipe, going on where its folder stands."""
     trainer, tokenizing = build_trainer(recipe)
-    trainer.resume()
+    if not trainer.resume() and recipe.tower_steps:
+        _teach_tower(trainer, recipe)
+        trainer.save()
     stream = BatchStream(sources(), tokenizing, recipe.seed, first_batch=trainer.step)
     trainer.run(make_loader(stream, n_workers=recipe.n_workers))
     return trainer
+
+
+def _teach_tower(trainer: Trainer, recipe: TinyRecipe) -> None:
+    pictures = PictureStream(_objects(6), IMAGES, batch_size=32, seed=recipe.seed + 1)
+    train_tower(
+        trainer.model.model.vision_backbone,
+        trainer.probe.patches,
+        make_loader(pictures, n_workers=recipe.n_workers),
+        TowerConfig(folder=recipe.folder, n_steps=recipe.tower_steps),
+    )
 
 
 def main() -> None:
@@ -189,6 +204,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hours", type=float, default=None)
     parser.add_argument("--max-steps", type=int, default=60_000)
+    parser.add_argument("--tower-steps", type=int, default=TinyRecipe.tower_steps)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=1.2e-3)
     arguments = parser.parse_args()
@@ -197,6 +213,7 @@ def main() -> None:
         TinyRecipe(
             folder=arguments.folder,
             max_steps=arguments.max_steps,
+            tower_steps=arguments.tower_steps,
             max_seconds=arguments.hours * 3600 if arguments.hours else None,
             n_threads=arguments.threads,
             learning_rate=arguments.learning_rate,

@@ -1,0 +1,39 @@
+"""The tower alone: its pictures, and that it learns."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from molmo_training.data.scenes import image_example
+from molmo_training.loss import ObjectProbe
+from molmo_training.recipes.tiny import IMAGES, build_model
+from molmo_training.tower import PictureStream, TowerConfig, train_tower
+
+make = partial(image_example, most_objects=2, n_branches=1)
+
+
+def test_batches_follow_from_seed_and_number() -> None:
+    stream = PictureStream(make, IMAGES, batch_size=2, seed=5)
+    crops, targets = stream.batch(3)
+    assert crops.shape == (2, 81, 588)
+    assert targets.shape == (2, 81, 8)
+    assert torch.equal(stream.batch(3)[0], crops)
+    assert not torch.equal(stream.batch(4)[0], crops)
+    assert targets[..., 0].sum(dim=1).min() >= 1
+
+
+def test_it_learns_what_it_is_shown_again(tmp_path: Path) -> None:
+    backbone = build_model(0).model.vision_backbone
+    probe = ObjectProbe(384, 4, 6, place_columns=(3, 4))
+    batch = PictureStream(make, IMAGES, batch_size=4, seed=5).batch(0)
+    before = probe(backbone.encode(batch[0]), batch[1]).item()
+    config = TowerConfig(folder=tmp_path, n_steps=60, warmup_steps=5, log_every=30)
+    train_tower(backbone, probe, [batch] * 60, config)
+    assert probe(backbone.encode(batch[0]), batch[1]).item() < 0.5 * before
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["tower_step"] for line in lines] == [30, 60]
+    assert lines[-1]["colour"] > 0.9
