@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"]
+DOCUMENTS = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    *(f"{root}/README.md" for root in ("clients", "server", "training", "evals", "demo")),
+]
 _PATH = re.compile(
     r"`((?:clients|server|training|evals|demo|deploy|tests|docs|requirements)/[\w./*-]*)`"
 )
