@@ -13,13 +13,13 @@ from tests.demo.browsing import running_browser
 from tests.support.gateway import RunningGateway
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with running_browser() as browser:
         yield browser
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def page_url(
     shared_gateway: RunningGateway, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:

@@ -115,7 +115,7 @@ def test_bad_input_never_reaches_the_engine_and_it_lives(served: Served) -> None
     with Client(served.url) as client:
         with pytest.raises(PromptTooLong):
             client.query(EXAMPLE, "stars " * 5000)
-        assert client.count(EXAMPLE, "stars").count == 2
+        assert client.caption(EXAMPLE).caption
     assert served.process.poll() is None
 
 
@@ -129,11 +129,12 @@ def test_nothing_is_left_when_it_ends(tmp_path: Path) -> None:
         text=True,
         env=environment,
     )
-    assert process.stderr is not None
-    assert "the engine is starting" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    process.stderr.read()
-    assert process.wait(timeout=120) == 0
+    with process:
+        assert process.stderr is not None
+        assert "the engine is starting" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(timeout=120) == 0
     holders = [
         p.parent.name
         for p in Path("/proc").glob("[0-9]*/environ")
