@@ -1,0 +1,137 @@
+"""The one error tree.
+
+    MolmoError
+      InvalidRequest            400   what the caller sent cannot be served
+        UnknownField            400
+        ControlTokenInText      400
+        PromptTooLong           400
+        TooManyMedia            400
+        InvalidMedia            400   not an image/video, truncated, empty, too large a canvas
+      Unauthorised              401
+      NotFound                  404   unknown model or checkpoint
+      PayloadTooLarge           413
+      EngineRefused             4xx   the engine answered the request with a client error
+      EngineFailed              502   the engine broke on this request
+      EngineUnavailable         503   starting, restarting or draining; carries Retry-After
+      Busy                      503   the queue is full; carries Retry-After
+      DeadlineExceeded          504
+      CheckpointError           500   a checkpoint folder cannot be used
+      UnsupportedEngine         500   the installed vLLM is not the one that was tested
+
+A message says what was got, what is allowed and what to do. Knows: HTTP statuses and OpenAI's
+error envelope. Does not know: who raises and who answers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class MolmoError(Exception):
+    """Root of everything a user, a client or a file can cause.
+
+    `param` names the request field at fault; `retry_after_s` is sent as `Retry-After`.
+    """
+
+    status: int = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def envelope(self) -> dict[str, Any]:
+        """OpenAI's error body."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class InvalidRequest(MolmoError):
+    status = 400
+    code = "invalid_request"
+    type = "invalid_request_error"
+
+
+class UnknownField(InvalidRequest):
+    code = "unknown_field"
+
+
+class ControlTokenInText(InvalidRequest):
+    code = "control_token_in_text"
+
+
+class PromptTooLong(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class TooManyMedia(InvalidRequest):
+    code = "too_many_media"
+
+
+class InvalidMedia(InvalidRequest):
+    code = "invalid_media"
+
+
+class Unauthorised(MolmoError):
+    status = 401
+    code = "unauthorised"
+    type = "authentication_error"
+
+
+class NotFound(MolmoError):
+    status = 404
+    code = "not_found"
+    type = "invalid_request_error"
+
+
+class PayloadTooLarge(MolmoError):
+    status = 413
+    code = "payload_too_large"
+    type = "invalid_request_error"
+
+
+class EngineRefused(MolmoError):
+    """The engine answered with a client error that the gateway had not foreseen."""
+
+    status = 400
+    code = "engine_refused"
+    type = "invalid_request_error"
+
+
+class EngineFailed(MolmoError):
+    status = 502
+    code = "engine_failed"
+
+
+class EngineUnavailable(MolmoError):
+    status = 503
+    code = "engine_unavailable"
+
+
+class Busy(MolmoError):
+    status = 503
+    code = "busy"
+
+
+class DeadlineExceeded(MolmoError):
+    status = 504
+    code = "deadline_exceeded"
+
+
+class CheckpointError(MolmoError):
+    code = "checkpoint_error"
+
+
+class UnsupportedEngine(MolmoError):
+    code = "unsupported_engine"

@@ -1,0 +1,210 @@
+"""Which frames of a video the model sees, when, and how they are written as tokens.
+
+Knows: time-based sampling (as in training), index-based sampling (as stock loaders do it, for
+comparison), the token layout of a video, and how to read the frame times of a file without
+decoding it. Does not know: pixels beyond one frame's size, tokenizers, torch.
+
+Times are seconds from the first frame. Source: Molmo2's time sampler; spec of frame sampling.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Literal
+
+try:
+    import av
+except ImportError:
+    av = None
+import numpy as np
+from numpy.typing import NDArray
+
+from .molmo2_errors import InvalidMedia
+from .molmo2_images import ImageGrid, PreparedImage, pool_indices, resize_bilinear, to_patches
+from .molmo2_tokens import FRAME_END, FRAME_START, IM_COL, IM_END, IM_PATCH, IM_START
+
+SampleMode = Literal["uniform_last_frame", "fps"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoGeometry:
+    """How frames are sampled and cut; the defaults are those of the released checkpoints."""
+
+    crop_px: int = 378
+    patch_px: int = 14
+    pooling_hw: tuple[int, int] = (3, 3)
+    sample_mode: SampleMode = "uniform_last_frame"
+    max_frames: int = 384
+    max_fps: float | None = 2.0
+    sampling_fps: float = 2.0
+    """Base rate of the mode "fps": candidate rates are its multiples."""
+    use_col_tokens: bool = False
+    use_frame_special_tokens: bool = True
+
+    @property
+    def frame_rows(self) -> int:
+        return -(-(self.crop_px // self.patch_px) // self.pooling_hw[0])
+
+    @property
+    def frame_cols(self) -> int:
+        return -(-(self.crop_px // self.patch_px) // self.pooling_hw[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a file says of its video stream; `frame_times_s` starts at 0 and ascends."""
+
+    width_px: int
+    height_px: int
+    fps: float
+    duration_s: float
+    frame_times_s: tuple[float, ...]
+    begin_s: float
+    """Presentation time of the first frame in the file's own clock."""
+
+    @property
+    def n_frames(self) -> int:
+        return len(self.frame_times_s)
+
+    def frame_at(self, time_s: float) -> int:
+        """Index of the frame displayed at `time_s`; the last one at and after the end."""
+        index = int(np.searchsorted(self.frame_times_s, time_s + 1e-6, side="right")) - 1
+        return min(max(index, 0), self.n_frames - 1)
+
+
+def probe_video(source: bytes | str | PathLike[str]) -> VideoInfo:
+    """Read frame times and size from the packets of a file; no frame is decoded.
+
+    Raises InvalidMedia when the source holds no readable video frames.
+    """
+    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    try:
+        with av.open(opened, mode="r") as container:
+            if not container.streams.video:
+                raise InvalidMedia(
+                    "the file has no video stream; send a video (mp4, mov, webm or mkv)"
+                )
+            return _scan(container)
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise InvalidMedia(
+            f"the video cannot be read ({type(error).__name__}); "
+            "send a complete mp4, mov, webm or mkv file"
+        ) from error
+
+
+def _scan(container: av.container.InputContainer) -> VideoInfo:
+    stream = container.streams.video[0]
+    base = stream.time_base
+    times, ends = [], []
+    for packet in container.demux(stream):
+        if packet.pts is None or packet.size == 0 or packet.is_discard:
+            continue
+        times.append(packet.pts)
+        ends.append(packet.pts + (packet.duration or 0))
+    if not times or base is None:
+        raise InvalidMedia("the video has no frames; send a file with at least one decodable frame")
+    times.sort()
+    begin = times[0]
+    rate = stream.average_rate or stream.guessed_rate
+    fps = float(rate) if rate else 0.0
+    end = max(
+        max(ends), times[-1] + (0 if ends[-1] > times[-1] or not fps else int(1 / fps / base))
+    )
+    return VideoInfo(
+        width_px=stream.codec_context.width,
+        height_px=stream.codec_context.height,
+        fps=fps,
+        duration_s=float((end - begin) * base),
+        frame_times_s=tuple(float((t - begin) * base) for t in times),
+        begin_s=float(begin * base),
+    )
+
+
+def sample_times(
+    duration_s: float,
+    geometry: VideoGeometry,
+    *,
+    source_fps: float | None = None,
+    max_candidate_fps: float = 8.0,
+) -> list[float]:
+    """Times at which frames are taken, as in training.
+
+    `uniform_last_frame`: every 1/max_fps seconds and the end; spread evenly over the clip when
+    that would exceed `max_frames`. `fps`: the highest rate among the multiples of `sampling_fps`
+    that divide the source's rate and still cover the clip with `max_frames`.
+
+    Raises ValueError for mode "fps" without `source_fps`.
+    """
+    if geometry.sample_mode == "fps":
+        if source_fps is None:
+            raise ValueError("sampling mode 'fps' needs the frame rate of the source")
+        rate = _best_rate(duration_s, geometry, source_fps, max_candidate_fps)
+        times = np.arange(geometry.max_frames) / rate
+        return [float(t) for t in times if t < duration_s]
+    n, max_fps = geometry.max_frames, geometry.max_fps
+    if max_fps is None or duration_s > (n - 1) / max_fps:
+        return [float(t) for t in np.linspace(0, duration_s, num=n, endpoint=True)]
+    spaced = np.arange(0.0, duration_s, step=1 / max_fps)
+    return [*(float(t) for t in spaced), float(duration_s)]
+
+
+def _best_rate(duration_s: float, geometry: VideoGeometry, source_fps: float, cap: float) -> float:
+    base = int(geometry.sampling_fps)
+    whole = int(source_fps)
+    divisors = [float(r) for r in range(base, int(cap) + 1, base) if whole % r == 0]
+    rates = divisors or [float(geometry.sampling_fps)]
+    covering = [r for r in rates if geometry.max_frames / r >= duration_s]
+    return float(max(covering, default=min(rates)))
+
+
+def sample_indices(n_frames: int, fps: float, geometry: VideoGeometry) -> list[int]:
+    """Index-based sampling as stock loaders do it (mode `uniform_last_frame`); for comparison."""
+    if n_frames <= 2:
+        return list(range(n_frames))
+    n, max_fps = geometry.max_frames, geometry.max_fps
+    if max_fps is None or n_frames / fps > (n - 1) / max_fps:
+        return [int(i) for i in np.linspace(0, n_frames - 1, num=min(n, n_frames), endpoint=True)]
+    indices = [int(i) for i in np.round(np.arange(0.0, n_frames - 1, step=fps / max_fps))]
+    return indices if indices[-1] == n_frames - 1 else [*indices, n_frames - 1]
+
+
+def timestamp_text(time_s: float, *, is_first: bool) -> str:
+    """What stands in front of a frame's tokens."""
+    return f"{time_s:.1f} " if is_first else f" {time_s:.1f} "
+
+
+def frame_tokens(geometry: VideoGeometry) -> list[str]:
+    """The tokens of one frame, its timestamp not included."""
+    start, end = (
+        (FRAME_START, FRAME_END) if geometry.use_frame_special_tokens else (IM_START, IM_END)
+    )
+    row = [IM_PATCH] * geometry.frame_cols + ([IM_COL] if geometry.use_col_tokens else [])
+    return [start, *(row * geometry.frame_rows), end]
+
+
+def video_text(times_s: Sequence[float], geometry: VideoGeometry) -> str:
+    """The whole video as text: timestamps and frame tokens in order."""
+    frame = "".join(frame_tokens(geometry))
+    return "".join(timestamp_text(t, is_first=k == 0) + frame for k, t in enumerate(times_s))
+
+
+def prepare_frames(
+    frames: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], geometry: VideoGeometry
+) -> PreparedImage:
+    """Turn RGB frames (T, H, W, 3) into patches with their pooling index.
+
+    Returns crops (T, patches, patch_px² · 3), pooling (T · rows · cols, window area) and as grid
+    the visual tokens of one frame in its first two fields.
+    """
+    side, per_side = geometry.crop_px, geometry.crop_px // geometry.patch_px
+    crops = np.stack([resize_bilinear(f, (side, side)) for f in frames])
+    one = pool_indices(
+        np.arange(per_side * per_side).reshape(per_side, per_side), geometry.pooling_hw
+    )
+    offsets = (np.arange(len(crops)) * per_side * per_side)[:, None, None]
+    pooling = np.where(one[None] >= 0, one[None] + offsets, -1).reshape(-1, one.shape[1])
+    grid = ImageGrid(geometry.frame_rows, geometry.frame_cols, 0, 0)
+    return PreparedImage(to_patches(crops, geometry.patch_px), pooling, grid)
