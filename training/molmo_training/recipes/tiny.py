@@ -192,7 +192,8 @@ def train(recipe: TinyRecipe) -> Trainer:
 
 
 def _teach_tower(trainer: Trainer, recipe: TinyRecipe) -> None:
-    pictures = PictureStream(_objects(6), IMAGES, batch_size=32, seed=recipe.seed + 1)
+    make = partial(image_example, most_objects=6, n_branches=1)
+    pictures = PictureStream(make, IMAGES, batch_size=32, seed=recipe.seed + 1)
     train_tower(
         trainer.model.model.vision_backbone,
         trainer.probe.patches,
