@@ -19,6 +19,7 @@ import torch
 from molmo_core.errors import CheckpointError
 from molmo_hf.export import save_checkpoint
 from molmo_training.recipes.tiny import IMAGES, VIDEOS, tiny_config
+from molmo_training.run_log import LOG_FILE
 from molmo_training.vocabulary import load_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def package(folder: Path, out: Path) -> Path:
         compute_dtype=torch.float32,
         with_code=True,
     )
-    log = folder / "log.jsonl"
+    log = folder / LOG_FILE
     if log.exists():
         shutil.copyfile(log, out / TRAINING_LOG)
     logger.info("step %d of %s is packaged", state["step"], folder.name)

@@ -8,8 +8,6 @@ Knows: pictures with marked objects, the tower, its probe. Does not know: text, 
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,8 +24,7 @@ from molmo_hf.modeling_molmo2_vision import Molmo2VisionBackbone
 from molmo_training.data.example import Example
 from molmo_training.data.tokenize import mark_patches
 from molmo_training.loss import ObjectProbe
-
-logger = logging.getLogger(__name__)
+from molmo_training.run_log import append_figures
 
 Pictures = tuple[Tensor, Tensor]
 """Whole pictures as patches (B, P, pixels) and the targets of `mark_patches` (B, P, 8)."""
@@ -105,7 +102,7 @@ def train_tower(
                 right = probe.share_right(features, targets)
             figures = {"loss": loss.item(), **right, "seconds": time.monotonic() - began}
             line = {"tower_step": step, "pictures": step * len(crops)}
-            _log(config.folder, line | {k: round(v, 4) for k, v in figures.items()})
+            append_figures(config.folder, line | {k: round(v, 4) for k, v in figures.items()})
 
 
 def _factor(step: int, config: TowerConfig) -> float:
@@ -113,9 +110,3 @@ def _factor(step: int, config: TowerConfig) -> float:
         return step / config.warmup_steps
     done = (step - config.warmup_steps) / max(config.n_steps - config.warmup_steps, 1)
     return 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _log(folder: Path, line: dict[str, float]) -> None:
-    with (folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps(line) + "\n")
-    logger.info("%s", line)

@@ -6,8 +6,6 @@ A run is a folder: `log.jsonl` (a line every few steps), `state.pt` (everything 
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import time
 from collections.abc import Iterable
@@ -22,8 +20,7 @@ from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration, attention_m
 from molmo_training.data.example import Batch
 from molmo_training.loss import AttentionGuide, ObjectProbes, token_loss
 from molmo_training.optim import OptimConfig, build_optimizer, clip_gradients, set_learning_rate
-
-logger = logging.getLogger(__name__)
+from molmo_training.run_log import append_figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +164,7 @@ class Trainer:
             "tokens": int(batch.valid.sum()),
             **{k: round(v, 5) for k, v in figures.items()},
         }
-        with (self.config.folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(line) + "\n")
-        logger.info("%s", line)
+        append_figures(self.config.folder, line)
 
 
 class _Joint(torch.nn.Module):

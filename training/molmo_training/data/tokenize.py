@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from molmo_core.images import ImageGeometry, PreparedImage, image_tokens, prepare_image
+from molmo_core.images import ImageGeometry, PreparedImage, image_tokens, prepare_image, tiling_of
 from molmo_core.prompts import media_placeholders, user_turn
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
 from molmo_core.videos import VideoGeometry, prepare_frames, video_text
@@ -46,7 +46,7 @@ class Tokenizing:
             subsegments += [number] * len(b_ids)
             bits = sum(1 << n for n in set(branch.about))
             about += [bits if weight > 0 else 0 for weight in b_weights]
-        pooling, patch_targets = _joint_pooling(media), self._patch_targets(example, media)
+        pooling, patch_targets = _joint_pooling(media), self._patch_targets(example)
         shows = np.zeros(len(ids), dtype=np.int64)
         is_visual = np.array(ids) == self.encode(IM_PATCH)[0]
         shows[is_visual] = shown_objects(patch_targets, pooling)
@@ -89,22 +89,19 @@ class Tokenizing:
             weights += [weight] * len(piece)
         return ids, weights
 
-    def _patch_targets(
-        self, example: Example, media: Sequence[PreparedImage]
-    ) -> NDArray[np.float32]:
+    def _patch_targets(self, example: Example) -> NDArray[np.float32]:
         if len(example.frames):
             n = self.videos.crop_px // self.videos.patch_px
             marks = example.objects or [()] * len(example.frames)
             return np.stack([mark_patches(objects, n, n) for objects in marks])
         geometry, n = self.images, self.images.crop_patches
-        marks = example.objects or [()] * len(media)
+        marks = example.objects or [()] * len(example.images)
         crops: list[NDArray[np.float32]] = []
-        for prepared, objects in zip(media, marks, strict=True):
+        for pixels, objects in zip(example.images, marks, strict=True):
             crops.append(mark_patches(objects, n, n))
             step = geometry.window_px // geometry.patch_px
             margin = sum(geometry.overlap_margins)
-            rows = (prepared.crops.shape[0] - 1) // _n_cols(prepared, geometry)
-            cols = _n_cols(prepared, geometry)
+            rows, cols = tiling_of((pixels.shape[0], pixels.shape[1]), geometry)
             whole = mark_patches(objects, rows * step + margin, cols * step + margin)
             whole = whole.reshape(rows * step + margin, cols * step + margin, -1)
             for tile in range(rows * cols):
@@ -119,11 +116,6 @@ def _start(
     n = len(prefix)
     targets = [*prefix[1:], prefix[-1]]
     return list(prefix), targets, [0.0] * n, list(range(n)), [PREFIX_SUBSEGMENT] * n
-
-
-def _n_cols(prepared: PreparedImage, geometry: ImageGeometry) -> int:
-    patches = prepared.grid.high_cols * geometry.pooling_hw[1] - sum(geometry.overlap_margins)
-    return max(patches // (geometry.window_px // geometry.patch_px), 1)
 
 
 def _joint_pooling(media: Sequence[PreparedImage]) -> NDArray[np.int64]:

@@ -206,10 +206,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--hours", type=float, default=None)
-    parser.add_argument("--max-steps", type=int, default=60_000)
+    parser.add_argument("--max-steps", type=int, default=TinyRecipe.max_steps)
     parser.add_argument("--tower-steps", type=int, default=TinyRecipe.tower_steps)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
+    parser.add_argument("--threads", type=int, default=TinyRecipe.n_threads)
+    parser.add_argument("--learning-rate", type=float, default=TinyRecipe.learning_rate)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(
