@@ -33,7 +33,7 @@ COLOURS: dict[str, Rgb] = {
     "orange": (248, 142, 22),
 }
 COLOUR_JITTER = 16  # per channel, either way
-MAX_OBJECTS = 6
+MAX_OBJECTS, MAX_CROWD = 6, 16  # of a scene left to itself; on demand
 MIN_SIDE_PX, MAX_SIDE_PX, MAX_ASPECT = 160, 1024, 2.0
 RADIUS_FRACTION = (0.04, 0.12)  # of the shorter side
 GAP_FRACTION = 0.02  # of the shorter side, kept free between two circumscribed circles
@@ -123,8 +123,8 @@ def sample_scene(
     """
     if n_objects is None:
         n_objects = 0 if rng.random() < 0.05 else int(rng.integers(1, MAX_OBJECTS + 1))
-    if not 0 <= n_objects <= MAX_OBJECTS:
-        raise ValueError(f"n_objects is {n_objects}, a scene holds 0 to {MAX_OBJECTS}")
+    if not 0 <= n_objects <= MAX_CROWD:
+        raise ValueError(f"n_objects is {n_objects}, a scene holds 0 to {MAX_CROWD}")
     low, high = -(-min_side_px // side_multiple_px), max_side_px // side_multiple_px
     if not 1 <= low <= high:
         raise ValueError(

@@ -107,8 +107,8 @@ def test_the_caller_can_fix_the_number_and_the_canvas():
 
 def test_impossible_limits_are_refused():
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="n_objects is 7, a scene holds 0 to 6"):
-        sample_scene(rng, n_objects=7)
+    with pytest.raises(ValueError, match="n_objects is 17, a scene holds 0 to 16"):
+        sample_scene(rng, n_objects=17)
     with pytest.raises(ValueError, match="sides of 160 to 100 px"):
         sample_scene(rng, max_side_px=100)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,13 +10,7 @@ import torch
 
 from molmo_hf.modeling_molmo2 import attention_mask
 from molmo_training.loss import AttentionGuide, ObjectProbe, token_loss
-from molmo_training.optim import (
-    OptimConfig,
-    build_optimizer,
-    clip_gradients,
-    group_of,
-    set_learning_rate,
-)
+from molmo_training.optim import OptimConfig, Optimizer, group_of, is_layer_matrix
 from molmo_training.recipes.tiny import build_model
 
 
@@ -53,39 +48,71 @@ def test_probe_without_objects_is_finite() -> None:
 
 def test_every_parameter_is_in_the_right_group() -> None:
     model = build_model(0)
-    optimizer = build_optimizer(model, OptimConfig(llm_lr=1.0, connector_lr=2.0, vit_lr=3.0))
-    counts = {g["name"]: sum(p.numel() for p in g["params"]) for g in optimizer.param_groups}
-    assert sum(counts.values()) == sum(p.numel() for p in model.parameters())
-    assert set(counts) == {"llm", "connector", "vit"}
+    config = OptimConfig(llm_lr=1.0, connector_lr=2.0, vit_lr=3.0, muon=True)
+    optimizer = Optimizer(model.named_parameters(), config)
+    assert set(optimizer.groups) == {"llm", "connector", "vit"}
+    stepped = [p for gs in optimizer.groups.values() for g in gs for p in g["params"]]
+    assert len({id(p) for p in stepped}) == len(stepped) == len(list(model.parameters()))
     assert group_of("model.vision_backbone.image_vit.patch_embedding.weight") == "vit"
     assert group_of("model.vision_backbone.image_projector.w1.weight") == "connector"
     assert group_of("model.transformer.blocks.0.mlp.ff_out.weight") == "llm"
 
 
-def test_rate_warms_up_and_falls_to_its_last_fraction() -> None:
-    config = OptimConfig(llm_lr=2.0, warmup_steps=10, final_fraction=0.1)
-    optimizer = build_optimizer(build_model(0), config)
-    assert set_learning_rate(optimizer, config, 0.0, step=0) == pytest.approx(0.1)
-    assert set_learning_rate(optimizer, config, 0.0, step=10) == pytest.approx(1.0)
-    assert set_learning_rate(optimizer, config, 0.5, step=10) == pytest.approx(0.55)
-    assert set_learning_rate(optimizer, config, 1.0, step=10) == pytest.approx(0.1)
-    llm = next(g for g in optimizer.param_groups if g["name"] == "llm")
-    assert llm["lr"] == pytest.approx(0.2)
+def test_muon_is_for_the_matrices_of_layers() -> None:
+    chosen = {n for n, p in build_model(0).named_parameters() if is_layer_matrix(n, p)}
+    assert "model.transformer.blocks.5.mlp.ff_out.weight" in chosen
+    assert "model.vision_backbone.image_vit.transformer.resblocks.0.attention.wq.weight" in chosen
+    assert "model.vision_backbone.image_projector.w3.weight" in chosen
+    assert len(chosen) == 6 * 4 + 4 * 6 + 4 + 3  # decoder, tower, pooling, projector
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.Linear(8, 4)])})
+    weight = model["blocks"][0].weight
+    before = weight.detach().clone()
+    optimizer = Optimizer(model.named_parameters(), OptimConfig(llm_lr=0.1, muon=True))
+    optimizer.step((weight * torch.arange(32.0).view(4, 8)).sum())
+    singular = torch.linalg.svdvals((weight.detach() - before) / (0.1 * 0.2 * 8**0.5))
+    # The gradient has rank 2; Newton-Schulz brings its singular values near 1.
+    assert singular[:2].tolist() == pytest.approx([1, 1], abs=0.4)
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_rate_warms_up_and_falls_to_its_last_fraction(muon: bool) -> None:
+    config = OptimConfig(llm_lr=2.0, warmup_steps=10, final_fraction=0.1, muon=muon)
+    optimizer = Optimizer(build_model(0).named_parameters(), config)
+    assert optimizer.set_rate(0.0, step=0) == pytest.approx(0.1)
+    assert optimizer.set_rate(0.0, step=10) == pytest.approx(1.0)
+    assert optimizer.set_rate(0.5, step=10) == pytest.approx(0.55)
+    assert optimizer.set_rate(1.0, step=10) == pytest.approx(0.1)
+    assert [group["lr"] for group in optimizer.groups["llm"]] == pytest.approx([0.2] * (1 + muon))
 
 
 def test_clipping_is_by_group() -> None:
     model = torch.nn.ModuleDict({"image_vit": torch.nn.Linear(1, 1), "head": torch.nn.Linear(1, 1)})
-    optimizer = build_optimizer(model, OptimConfig())
-    for parameter in model["image_vit"].parameters():
-        parameter.grad = torch.full_like(parameter, 30.0)
-    for parameter in model["head"].parameters():
-        parameter.grad = torch.full_like(parameter, 0.1)
-    norms = clip_gradients(optimizer, 1.0)
+    optimizer = Optimizer(model.named_parameters(), OptimConfig())
+    tower, head = model["image_vit"], model["head"]
+    loss = 30.0 * (tower.weight.sum() + tower.bias.sum()) + 0.1 * head.weight.sum()
+    norms = optimizer.step(loss + 0.0 * head.bias.sum())
     assert norms["vit"] == pytest.approx(30 * math.sqrt(2), rel=1e-5)
-    assert model["head"].weight.grad is not None
-    assert model["head"].weight.grad.item() == pytest.approx(0.1)
-    assert model["image_vit"].weight.grad is not None
-    assert model["image_vit"].weight.grad.item() == pytest.approx(1 / math.sqrt(2), rel=1e-3)
+    assert head.weight.grad is not None
+    assert head.weight.grad.item() == pytest.approx(0.1)
+    assert tower.weight.grad is not None
+    assert tower.weight.grad.item() == pytest.approx(1 / math.sqrt(2), rel=1e-3)
+
+
+def test_state_goes_on_in_another_optimizer() -> None:
+    torch.manual_seed(0)
+    models = [build_model(0), build_model(0)]
+    config = OptimConfig(warmup_steps=0, muon=True)
+    first, second = (Optimizer(m.named_parameters(), config) for m in models)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for model, optimizer in zip(models, (first, second), strict=True):
+        optimizer.step(model(input_ids=ids).logits.square().sum())
+    fresh = Optimizer(models[1].named_parameters(), config)
+    fresh.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert fresh.set_rate(0.5, step=1) == first.set_rate(0.5, step=1)
+    for model, optimizer in zip(models, (first, fresh), strict=True):
+        optimizer.step(model(input_ids=ids).logits.square().sum())
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_the_guide_is_the_attention_that_the_right_token_does_not_get() -> None:

@@ -17,6 +17,7 @@ from molmo_training.data.tokenize import (
     pooled_targets,
     shown_objects,
 )
+from molmo_training.recipes.tiny import IMAGES
 
 PICTURE = np.full((120, 200, 3), 128, dtype=np.uint8)
 
@@ -89,12 +90,22 @@ def test_marks_fall_in_the_patch_that_holds_the_centre() -> None:
 
 def test_marks_of_the_whole_picture_and_of_its_crops_agree(tokenizing: Tokenizing) -> None:
     objects = [[MarkedObject(x=0.75, y=0.4, shape=1, colour=3)]]
-    row = tokenizing(tree(branch("one?", "1"), objects=objects))
+    tiled = replace(tokenizing, images=replace(IMAGES, max_crops=4))
+    row = tiled(tree(branch("one?", "1"), objects=objects))
+    assert len(row.crops) > 2
     assert row.patch_targets.shape[:2] == row.crops.shape[:2]
     n_marks = row.patch_targets[..., 0].sum(axis=1)
     assert n_marks[0] == 1
     assert n_marks[1:].sum() >= 1
     assert {tuple(t[1:3]) for t in row.patch_targets[row.patch_targets[..., 0] > 0]} == {(1.0, 3.0)}
+
+
+def test_a_single_tile_is_computed_once_for_both_of_its_views(tokenizing: Tokenizing) -> None:
+    row = tokenizing(tree(branch("one?", "1")))
+    assert row.crops.shape[0] == row.patch_targets.shape[0] == 1
+    whole, tile = np.split(row.pooling, 2)
+    assert np.array_equal(whole, tile)
+    assert (row.input_ids == tokenizing.encode(IM_PATCH)[0]).sum() == len(row.pooling)
 
 
 def test_a_visual_token_shows_the_objects_of_its_patches(tokenizing: Tokenizing) -> None:

@@ -8,7 +8,6 @@ Knows: pictures with marked objects, the tower, its probe. Does not know: text, 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 
 from molmo_core.images import ImageGeometry, prepare_image
@@ -24,6 +23,7 @@ from molmo_hf.modeling_molmo2_vision import Molmo2VisionBackbone
 from molmo_training.data.example import Example
 from molmo_training.data.tokenize import mark_patches
 from molmo_training.loss import ObjectProbe
+from molmo_training.optim import OptimConfig, Optimizer
 from molmo_training.run_log import append_figures
 
 Pictures = tuple[Tensor, Tensor]
@@ -35,9 +35,7 @@ class TowerConfig:
     folder: Path
     """`log.jsonl` of this folder gets the figures."""
     n_steps: int
-    learning_rate: float = 6e-4
-    warmup_steps: int = 200
-    max_grad_norm: float = 1.0
+    optim: OptimConfig
     log_every: int = 100
 
 
@@ -79,34 +77,20 @@ def train_tower(
     batches: Iterable[Pictures],
     config: TowerConfig,
 ) -> None:
-    """AdamW over one warm-up and one cosine to zero; tower and probe are changed in place."""
+    """One warm-up and one cosine; tower and probe are changed in place."""
     config.folder.mkdir(parents=True, exist_ok=True)
-    parameters = [*backbone.image_vit.parameters(), *probe.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
+    both = nn.ModuleDict({"image_vit": backbone.image_vit, "image_vit_probe": probe})
+    optimizer = Optimizer(both.named_parameters(), config.optim)
     began = time.monotonic()
     for step, (crops, targets) in zip(range(1, config.n_steps + 1), batches, strict=False):
-        rate = config.learning_rate * _factor(step, config)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        optimizer.set_rate(step / config.n_steps, step)
         with torch.autocast("cpu", torch.bfloat16):
             features = backbone.encode(crops)
             loss = probe(features, targets)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        optimizer.step()
+        optimizer.step(loss)
         if step % config.log_every == 0:
             with torch.no_grad():
                 right = probe.share_right(features, targets)
             figures = {"loss": loss.item(), **right, "seconds": time.monotonic() - began}
             line = {"tower_step": step, "pictures": step * len(crops)}
             append_figures(config.folder, line | {k: round(v, 4) for k, v in figures.items()})
-
-
-def _factor(step: int, config: TowerConfig) -> float:
-    if step <= config.warmup_steps:
-        return step / config.warmup_steps
-    done = (step - config.warmup_steps) / max(config.n_steps - config.warmup_steps, 1)
-    return 0.5 * (1 + math.cos(math.pi * done))

@@ -19,7 +19,7 @@ from torch import Tensor
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration, attention_mask
 from molmo_training.data.example import Batch
 from molmo_training.loss import AttentionGuide, ObjectProbes, token_loss
-from molmo_training.optim import OptimConfig, build_optimizer, clip_gradients, set_learning_rate
+from molmo_training.optim import OptimConfig, Optimizer
 from molmo_training.run_log import append_figures
 
 
@@ -53,7 +53,7 @@ class Trainer:
         self.guide = AttentionGuide(
             decoder.blocks[config.guided_layer].self_attn, config.guided_heads
         )
-        self.optimizer = build_optimizer(_Joint(model, probe), config.optim)
+        self.optimizer = Optimizer(_Joint(model, probe).named_parameters(), config.optim)
         self.step = 0
         self.seconds = 0.0
         self.examples = 0
@@ -81,17 +81,14 @@ class Trainer:
 
     def advance(self, batch: Batch) -> dict[str, float]:
         """One optimizer step; returns the figures of it."""
-        rate = set_learning_rate(self.optimizer, self.config.optim, self.progress, self.step)
+        rate = self.optimizer.set_rate(self.progress, self.step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.config.autocast_bf16):
             loss, accuracy, probe_loss, guide_loss = self.losses(batch)
         guide_weight = self.config.guide_weight * (1 - min(self.progress, 1.0))
         total = loss + self.config.probe_weight * probe_loss + guide_weight * guide_loss
         if not torch.isfinite(total):
             raise FloatingPointError(f"loss is {total.item()} at step {self.step}; lower the rate")
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(total)
-        norms = clip_gradients(self.optimizer, self.config.optim.max_grad_norm)
-        self.optimizer.step()
+        norms = self.optimizer.step(total)
         self.step += 1
         self.examples += batch.n_examples
         return {
@@ -148,10 +145,6 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.probe.load_state_dict(state["probe"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group, peak in zip(
-            self.optimizer.param_groups, _peaks(self.optimizer, self.config.optim), strict=True
-        ):
-            group["peak"] = peak
         self.step, self.seconds = state["step"], state["seconds"]
         self.examples = state["examples"]
         return True
@@ -174,8 +167,3 @@ class _Joint(torch.nn.Module):
         super().__init__()
         self.model = model
         self.image_vit_probe = probe
-
-
-def _peaks(optimizer: torch.optim.Optimizer, config: OptimConfig) -> list[float]:
-    rates = {"llm": config.llm_lr, "connector": config.connector_lr, "vit": config.vit_lr}
-    return [rates[group["name"]] for group in optimizer.param_groups]

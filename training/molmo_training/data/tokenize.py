@@ -68,7 +68,7 @@ class Tokenizing:
         if len(example.frames):
             video = prepare_frames(example.frames, self.videos)
             return self.encode(video_text(example.frame_times_s, self.videos)), [video]
-        media = [prepare_image(pixels, self.images) for pixels in example.images]
+        media = [_seen_once(prepare_image(pixels, self.images)) for pixels in example.images]
         pieces = media_placeholders(len(media), 0).split(IMAGE)
         blocks = ["".join(image_tokens(m.grid, self.images)) for m in media]
         text = "".join(p + b for p, b in zip(pieces, [*blocks, ""], strict=True))
@@ -102,6 +102,8 @@ class Tokenizing:
             step = geometry.window_px // geometry.patch_px
             margin = sum(geometry.overlap_margins)
             rows, cols = tiling_of((pixels.shape[0], pixels.shape[1]), geometry)
+            if rows * cols == 1:
+                continue
             whole = mark_patches(objects, rows * step + margin, cols * step + margin)
             whole = whole.reshape(rows * step + margin, cols * step + margin, -1)
             for tile in range(rows * cols):
@@ -116,6 +118,16 @@ def _start(
     n = len(prefix)
     targets = [*prefix[1:], prefix[-1]]
     return list(prefix), targets, [0.0] * n, list(range(n)), [PREFIX_SUBSEGMENT] * n
+
+
+def _seen_once(image: PreparedImage) -> PreparedImage:
+    """Without the tile of an image that is a single one: it is the view of the whole, so that the
+    tower would compute the same twice. The visual tokens stay."""
+    if len(image.crops) != 2:
+        return image
+    n = image.crops.shape[1]
+    pooling = np.where(image.pooling >= n, image.pooling - n, image.pooling)
+    return image._replace(crops=image.crops[:1], pooling=pooling)
 
 
 def _joint_pooling(media: Sequence[PreparedImage]) -> NDArray[np.int64]:
