@@ -60,6 +60,12 @@ LAZY_COMMANDS = (
         extra="evals",
         help="Measure a server: `molmo eval run scenes`, `molmo eval list`.",
     ),
+    LazyCommand(
+        name="checkpoint",
+        target="molmo_training.checkpoints.commands:app",
+        extra="training",
+        help="Convert and inspect checkpoints: import, export, show, verify.",
+    ),
 )
 _AS_CALLED: dict[str, Any] = {
     "exit_on_error": False,

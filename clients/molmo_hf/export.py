@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
@@ -28,14 +28,15 @@ from molmo_hf.bundled_code import AUTO_MAPS, write_bundled_code
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_hf.tokenizer import check_tokenizer, save_tokenizer
+from molmo_hf.weight_files import LoadedWeights, Weights, write_weights
 
 ARCHITECTURE = "Molmo2ForConditionalGeneration"
-_EMBEDDING = "model.transformer.wte.embedding"
-_HEAD = "lm_head.weight"
+EMBEDDING = "model.transformer.wte.embedding"
+HEAD = "lm_head.weight"
 
 
 def save_checkpoint(
-    weights: nn.Module | Mapping[str, Tensor],
+    weights: nn.Module | Mapping[str, Tensor] | Weights,
     folder: Path,
     *,
     config: Molmo2Config,
@@ -49,10 +50,42 @@ def save_checkpoint(
 ) -> Path:
     """Write the folder and return it.
 
-    `images` and `videos` are the settings the model was trained with. The weights are cast to
-    `dtype` and cut into files of at most `shard_bytes`; `compute_dtype` is what the config tells
-    readers to compute in, where that is not `dtype`. A tied language head is written out, as
-    released. `with_code` bundles the code for `trust_remote_code` readers.
+    The weights are read one at a time, cast to `dtype` and cut into files of at most
+    `shard_bytes`. A tied language head is written out, as released. The other arguments and the
+    errors are those of `save_settings`.
+    """
+    save_settings(
+        folder,
+        config=config,
+        tokenizer=tokenizer,
+        images=images,
+        videos=videos,
+        compute_dtype=compute_dtype or dtype,
+        with_code=with_code,
+    )
+    if isinstance(weights, nn.Module):
+        weights = weights.state_dict()
+    if isinstance(weights, Mapping):
+        weights = LoadedWeights(weights)
+    write_weights(WithHead(weights), folder, dtype=dtype, shard_bytes=shard_bytes)
+    return folder
+
+
+def save_settings(
+    folder: Path,
+    *,
+    config: Molmo2Config,
+    tokenizer: PreTrainedTokenizerFast,
+    images: ImageGeometry | None = None,
+    videos: VideoGeometry | None = None,
+    compute_dtype: torch.dtype = torch.float32,
+    with_code: bool = False,
+) -> None:
+    """Write everything of the folder but the weights.
+
+    `images` and `videos` are the settings the model was trained with; `compute_dtype` is what the
+    config tells readers to compute in. `with_code` bundles the code for `trust_remote_code`
+    readers.
     Raises CheckpointError when the folder is not empty, or the tokenizer or the settings do not
     fit the config.
     """
@@ -68,18 +101,27 @@ def save_checkpoint(
     save_tokenizer(tokenizer, folder)
     template = files("molmo_hf").joinpath("chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(template)
-    computed = compute_dtype or dtype
-    for name, fields in _settings_files(config, tokenizer, images, videos, computed).items():
+    for name, fields in _settings_files(config, tokenizer, images, videos, compute_dtype).items():
         if with_code and name in AUTO_MAPS:
             fields = {**fields, "auto_map": AUTO_MAPS[name]}
         (folder / name).write_text(json.dumps(fields, indent=2) + "\n")
     if with_code:
         write_bundled_code(folder)
-    tensors = weights.state_dict() if isinstance(weights, nn.Module) else dict(weights)
-    save_torch_state_dict(_released_tensors(tensors, dtype), folder, max_shard_size=shard_bytes)
-    for path in folder.glob("*.safetensors"):  # written for the owner only
-        path.chmod((folder / "config.json").stat().st_mode)
-    return folder
+
+
+@dataclass(frozen=True)
+class WithHead:
+    """The language head stands for itself even when it is tied, as released."""
+
+    weights: Weights
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        shapes = dict(self.weights.shapes())
+        return shapes if HEAD in shapes else {**shapes, HEAD: shapes[EMBEDDING]}
+
+    def read(self, name: str) -> Tensor:
+        is_tied = name == HEAD and HEAD not in self.weights.shapes()
+        return self.weights.read(EMBEDDING if is_tied else name)
 
 
 def load_processor(folder: Path | str) -> Molmo2Processor:
@@ -100,17 +142,6 @@ def load_processor(folder: Path | str) -> Molmo2Processor:
         template = files("molmo_hf").joinpath("chat_template.jinja").read_text()
         processor.chat_template = processor.tokenizer.chat_template = template
     return processor
-
-
-def _released_tensors(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Cast, separate copies; the language head stands for itself even when it is tied."""
-    cast = {
-        name: tensor.detach().to("cpu", dtype, copy=True).contiguous()
-        for name, tensor in tensors.items()
-    }
-    if _HEAD not in cast:
-        cast[_HEAD] = cast[_EMBEDDING].clone()
-    return cast
 
 
 def _settings_files(

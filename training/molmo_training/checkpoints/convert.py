@@ -1,0 +1,120 @@
+"""From any form of checkpoint to a Hugging Face folder or a native one.
+
+Tensors pass one at a time: the peak is about one tensor, or one file where it is mapped. The
+result appears under its name when it is complete, never before.
+
+Knows: the order of the steps. Does not know: the forms (`opened`), the layout (`molmo_hf.export`).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from molmo_core.errors import CheckpointError
+from molmo_hf.export import EMBEDDING, HEAD, save_checkpoint
+from molmo_training.checkpoints.names import NATIVE_HEAD, to_native
+from molmo_training.checkpoints.native_config import (
+    CONFIG_FILE,
+    NativeConfig,
+    write_native_config,
+)
+from molmo_training.checkpoints.opened import UNSHARDED, Kind, OpenedCheckpoint
+
+NATIVE_COPY = "native_config.yaml"
+"""The native configuration, kept beside the files of an export, for the way back."""
+SHARD_BYTES = 5_000_000_000
+
+
+def to_hugging_face(
+    opened: OpenedCheckpoint,
+    out: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    tokenizer: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """Write `out` as a released folder with code for other readers; returns it.
+
+    `dtype` None keeps what the weights are stored in (native: float32). Raises CheckpointError when
+    the weights do not fit the configuration, `out` exists, or the tokenizer cannot be read.
+    """
+    opened.check_complete()
+    stored = opened.weights.read(EMBEDDING).dtype
+    computed = opened.config.dtype if opened.kind is Kind.HF and dtype is None else None
+    with _appearing(out) as partial:
+        save_checkpoint(
+            opened.weights,
+            partial,
+            config=opened.config,
+            tokenizer=opened.tokenizer(tokenizer),
+            images=opened.images,
+            videos=opened.videos,
+            dtype=dtype or stored,
+            compute_dtype=computed,
+            with_code=True,
+            shard_bytes=shard_bytes,
+        )
+        kept = opened.folder / (CONFIG_FILE if _is_native(opened) else NATIVE_COPY)
+        if kept.exists():
+            shutil.copyfile(kept, partial / NATIVE_COPY)
+    return out
+
+
+def to_native_folder(opened: OpenedCheckpoint, out: Path) -> Path:
+    """Write `out` as an unsharded native checkpoint: `config.yaml` and `model.pt`.
+
+    The head is left out where it is the embedding. Raises CheckpointError as `to_hugging_face`.
+    """
+    opened.check_complete()
+    is_tied = opened.is_tied or torch.equal(
+        opened.weights.read(HEAD), opened.weights.read(EMBEDDING)
+    )
+    tensors: dict[str, Tensor] = {
+        to_native(name): opened.weights.read(name) for name in opened.weights.shapes()
+    }
+    if is_tied:
+        del tensors[NATIVE_HEAD]
+    config = NativeConfig(
+        model=opened.config,
+        images=opened.images,
+        videos=opened.videos,
+        is_tied=is_tied,
+        tokenizer=opened.tokenizer_name or str(opened.folder.resolve()),
+    )
+    with _appearing(out) as partial:
+        partial.mkdir()
+        torch.save(tensors, partial / UNSHARDED)
+        kept = opened.folder / (CONFIG_FILE if _is_native(opened) else NATIVE_COPY)
+        if kept.exists():
+            shutil.copyfile(kept, partial / CONFIG_FILE)
+        else:
+            write_native_config(partial / CONFIG_FILE, config)
+    return out
+
+
+def _is_native(opened: OpenedCheckpoint) -> bool:
+    return opened.kind in (Kind.NATIVE_SHARDED, Kind.NATIVE_UNSHARDED)
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A path beside `out` that becomes `out` when the block ends well, and is removed otherwise."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(
+            f"{str(out)!r} exists; a checkpoint is never overwritten: choose a new name"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield partial
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

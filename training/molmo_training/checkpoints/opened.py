@@ -1,0 +1,272 @@
+"""Any checkpoint of Molmo2, opened: its configuration and weights under Hugging Face names.
+
+Forms: a released folder (`hf`), Ai2's native ones (`native-sharded`, `native-unsharded`), a run of
+this project's trainer (`run`).
+
+Knows: how to tell the forms apart and what each holds. Does not know: what is done with them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from molmo_core.errors import CheckpointError
+from molmo_core.images import ImageGeometry
+from molmo_core.videos import VideoGeometry
+from molmo_hf.configuration_molmo2 import Molmo2Config
+from molmo_hf.export import HEAD, WithHead, load_processor, save_settings
+from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
+from molmo_hf.processing_molmo2 import Molmo2Processor
+from molmo_hf.tokenizer import build_tokenizer
+from molmo_hf.weight_files import LoadedWeights, Weights
+from molmo_training.checkpoints.names import NATIVE_HEAD, Renamed, to_hf
+from molmo_training.checkpoints.native_config import CONFIG_FILE, read_native_config
+from molmo_training.checkpoints.native_weights import (
+    CONTENTS_FILE,
+    ShardedWeights,
+    UnshardedWeights,
+)
+from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
+
+SHARDED, UNSHARDED = "model_and_optim", "model.pt"
+RUN_STATE, RUN_SETTINGS = "state.pt", "model"
+"""Of a run of ours: everything to go on from, and a released folder without weights."""
+_STEP = re.compile(r"step(\d+)(-unsharded)?")
+_UNREAD_LAYER = re.compile(r"model\.vision_backbone\.image_vit\.transformer\.resblocks\.(\d+)\..+")
+
+
+class Kind(StrEnum):
+    HF = "hf"
+    NATIVE_SHARDED = "native-sharded"
+    NATIVE_UNSHARDED = "native-unsharded"
+    RUN = "run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedCheckpoint:
+    folder: Path
+    kind: Kind
+    config: Molmo2Config
+    images: ImageGeometry
+    videos: VideoGeometry
+    weights: Weights
+    """Under Hugging Face names; the language head is among them, tied or not."""
+    is_tied: bool
+    tokenizer_name: str
+    """Where the decoder's own tokenizer is; empty when the folder holds the whole tokenizer."""
+    notes: tuple[str, ...] = field(default=())
+
+    def tokenizer(self, base: str | None = None) -> PreTrainedTokenizerFast:
+        """The complete tokenizer; `base` names a folder or hub instead of `tokenizer_name`.
+
+        Raises CheckpointError when it cannot be read or does not fit.
+        """
+        if not self.tokenizer_name:
+            settings = self.folder / RUN_SETTINGS if self.kind is Kind.RUN else self.folder
+            tokenizer: PreTrainedTokenizerFast = load_processor(settings).tokenizer
+            return tokenizer
+        name = base or self.tokenizer_name
+        try:
+            plain = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"the tokenizer {name!r} cannot be read ({str(error).splitlines()[0]}); native "
+                "checkpoints only name it: give its folder with --tokenizer"
+            ) from error
+        return build_tokenizer(plain, self.config.text_config.vocab_size)
+
+    def processor(self, base: str | None = None) -> Molmo2Processor:
+        """The processor with the settings of training. Raises CheckpointError."""
+        with TemporaryDirectory() as folder:
+            save_settings(
+                Path(folder),
+                config=self.config,
+                tokenizer=self.tokenizer(base),
+                images=self.images,
+                videos=self.videos,
+            )
+            return load_processor(folder)
+
+    def expected_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors that the configuration asks for."""
+        with torch.device("meta"):
+            model = Molmo2ForConditionalGeneration(self.config)
+        return {name: tuple(t.shape) for name, t in model.state_dict().items()}
+
+    def differences(self) -> list[str]:
+        """What of the weights is missing, not expected or of another shape."""
+        found, expected = self.weights.shapes(), self.expected_shapes()
+        lines = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
+        lines += [f"not expected: {name}" for name in found if name not in expected]
+        lines += [
+            f"shape of {name}: {found[name]}, expected {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ]
+        return lines
+
+    def check_complete(self) -> None:
+        """Raise CheckpointError unless the weights are those that the configuration asks for."""
+        if wrong := self.differences():
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise CheckpointError(
+                f"the weights of {self.folder.name!r} do not fit its configuration: "
+                f"{'; '.join(wrong[:5])}{more}"
+            )
+
+
+def open_checkpoint(path: Path, *, max_model_len: int | None = None) -> OpenedCheckpoint:
+    """Open a folder of any form; of a native run folder its last step.
+
+    Raises CheckpointError when it is none, or a form or model that is not read.
+    """
+    folder = _chosen_folder(path)
+    kind = _kind_of(folder)
+    if kind in (Kind.HF, Kind.RUN):
+        return _open_hf(folder, kind, max_model_len)
+    native = read_native_config(folder / CONFIG_FILE, max_model_len=max_model_len)
+    weights: Weights
+    if kind is Kind.NATIVE_SHARDED:
+        weights = ShardedWeights(folder / SHARDED)
+    else:
+        weights = UnshardedWeights(folder / UNSHARDED)
+    if native.is_tied and NATIVE_HEAD in weights.shapes():
+        raise CheckpointError(
+            f"{folder.name!r} says that its language head is tied, and holds one of its own"
+        )
+    renamed = Renamed(weights, {to_hf(name): name for name in weights.shapes()})
+    return OpenedCheckpoint(
+        folder=folder,
+        kind=kind,
+        config=native.model,
+        images=native.images,
+        videos=native.videos,
+        weights=_OnlyRead(WithHead(renamed), native.model),
+        is_tied=native.is_tied,
+        tokenizer_name=_tokenizer_name(folder, native.tokenizer),
+        notes=native.notes,
+    )
+
+
+def load_model(opened: OpenedCheckpoint) -> Molmo2ForConditionalGeneration:
+    """The model in float32 on the CPU, for comparisons. Raises CheckpointError."""
+    opened.check_complete()
+    tensors = {name: opened.weights.read(name).float() for name in opened.weights.shapes()}
+    model = Molmo2ForConditionalGeneration(opened.config)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def n_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+@dataclass(frozen=True)
+class _OnlyRead:
+    """Without the layers of the vision tower behind the last one that is read."""
+
+    weights: Weights
+    config: Molmo2Config
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        n_layers = self.config.vit_config.num_hidden_layers
+        last = max(k % n_layers for k in self.config.adapter_config.vit_layers)
+        shapes = self.weights.shapes()
+        return {name: shape for name, shape in shapes.items() if _layer_of(name) <= last}
+
+    def read(self, name: str) -> Tensor:
+        return self.weights.read(name)
+
+
+def _layer_of(name: str) -> int:
+    match = _UNREAD_LAYER.fullmatch(name)
+    return int(match[1]) if match else 0
+
+
+def _chosen_folder(path: Path) -> Path:
+    """The folder itself, or the highest step of a native run; sharded before unsharded."""
+    if not path.is_dir():
+        raise CheckpointError(f"there is no folder {str(path)!r}; expected a checkpoint")
+    if _find_kind(path) is not None:
+        return path
+    steps = [
+        (int(match[1]), match[2] is None, child)
+        for child in path.iterdir()
+        if (match := _STEP.fullmatch(child.name)) and _find_kind(child) is not None
+    ]
+    return max(steps)[2] if steps else path
+
+
+def _kind_of(folder: Path) -> Kind:
+    kind = _find_kind(folder)
+    if kind is None:
+        raise CheckpointError(
+            f"{folder.name!r} is no checkpoint of Molmo2; expected config.json with safetensors "
+            f"(Hugging Face), {CONFIG_FILE} with {UNSHARDED} or {SHARDED}/ (Ai2), or {RUN_STATE} "
+            "(a run of ours)"
+        )
+    return kind
+
+
+def _find_kind(folder: Path) -> Kind | None:
+    if (folder / "config.json").exists():
+        return Kind.HF
+    if (folder / SHARDED / CONTENTS_FILE).exists():
+        return Kind.NATIVE_SHARDED
+    if (folder / UNSHARDED).exists():
+        return Kind.NATIVE_UNSHARDED
+    return Kind.RUN if (folder / RUN_STATE).exists() else None
+
+
+def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheckpoint:
+    settings = folder / RUN_SETTINGS if kind is Kind.RUN else folder
+    try:
+        fields = json.loads((settings / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"config.json of {settings.name!r} cannot be read ({error})"
+        ) from error
+    if fields.get("model_type") != "molmo2":
+        raise CheckpointError(
+            f"model_type of {folder.name!r} is {fields.get('model_type')!r}; only Molmo2's "
+            "checkpoints ('molmo2') are read"
+        )
+    if max_model_len is not None:
+        fields["text_config"]["max_position_embeddings"] = max_model_len
+    config = Molmo2Config(**fields)
+    processor = load_processor(settings)
+    weights = _run_weights(folder) if kind is Kind.RUN else SafetensorsWeights(folder)
+    return OpenedCheckpoint(
+        folder=folder,
+        kind=kind,
+        config=config,
+        images=processor.image_geometry(),
+        videos=processor.video_geometry(),
+        weights=WithHead(weights),
+        is_tied=HEAD not in weights.shapes(),
+        tokenizer_name="",
+    )
+
+
+def _run_weights(folder: Path) -> Weights:
+    state = torch.load(folder / RUN_STATE, weights_only=True, map_location="cpu", mmap=True)
+    return LoadedWeights(state["model"])
+
+
+def _tokenizer_name(folder: Path, name: str) -> str:
+    """A name that is a folder beside the checkpoint stands for that folder."""
+    for base in (folder, folder.parent):
+        if (base / name / "tokenizer.json").exists():
+            return str(base / name)
+    return name

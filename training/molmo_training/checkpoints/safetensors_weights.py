@@ -1,0 +1,108 @@
+"""Reading the weights of a Hugging Face folder, tensor by tensor.
+
+The safetensors library maps a whole file, which a machine smaller than the file refuses. Here the
+header is read, then the bytes of one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from molmo_core.errors import CheckpointError
+from molmo_hf.weight_files import DTYPES, INDEX_FILE
+
+_TYPES = {name: dtype for dtype, name in DTYPES.items()}
+_LONGEST_HEADER = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where the numbers of a tensor lie: whole, in order, in one file."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        """Raises CheckpointError when the file ends before."""
+        content = bytearray(math.prod(self.shape) * self.dtype.itemsize)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.offset)
+                view, n_read = memoryview(content), 0
+                while n_read < len(content) and (n := file.readinto(view[n_read:])):
+                    n_read += n
+        except OSError as error:
+            raise CheckpointError(f"{self.path.name} cannot be read ({error})") from error
+        if n_read < len(content):
+            raise CheckpointError(f"{self.path.name} is cut short; copy it again")
+        if not content:
+            return torch.empty(self.shape, dtype=self.dtype)
+        return torch.frombuffer(content, dtype=self.dtype).view(self.shape)
+
+
+class SafetensorsWeights:
+    """The tensors of the files that the folder's index names, or of its `*.safetensors` files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tensors: dict[str, StoredTensor] = {}
+        for name in _weight_files(folder):
+            self._tensors |= read_header(folder / name)
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._tensors[name].read()
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file. Raises CheckpointError for a damaged header or a short file."""
+    try:
+        with path.open("rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+            if n_header > _LONGEST_HEADER:
+                raise ValueError(f"its header would have {n_header} bytes")
+            fields = json.loads(file.read(n_header))
+            fields.pop("__metadata__", None)
+        n_bytes = path.stat().st_size - 8 - n_header
+        tensors = {}
+        for name, entry in fields.items():
+            begin, end = entry["data_offsets"]
+            tensor = StoredTensor(
+                path, 8 + n_header + begin, tuple(entry["shape"]), _TYPES[entry["dtype"]]
+            )
+            n_numbers = math.prod(tensor.shape)
+            if not 0 <= begin <= end <= n_bytes or end - begin != n_numbers * tensor.dtype.itemsize:
+                raise ValueError(f"{name} would lie at {begin} to {end} of {n_bytes} bytes")
+            tensors[name] = tensor
+        return tensors
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path.name} of {path.parent.name!r} cannot be read ({error}): it is missing, damaged "
+            "or cut short; copy it again"
+        ) from error
+
+
+def _weight_files(folder: Path) -> list[str]:
+    index = folder / INDEX_FILE
+    if not index.exists():
+        found = sorted(path.name for path in folder.glob("*.safetensors"))
+        if not found:
+            raise CheckpointError(f"{folder.name!r} has no safetensors file")
+        return found
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        return sorted({Path(name).name for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{INDEX_FILE} of {folder.name!r} cannot be read ({error!r}); expected a weight_map"
+        ) from error
