@@ -64,7 +64,7 @@ LAZY_COMMANDS = (
         name="checkpoint",
         target="molmo_training.checkpoints.commands:app",
         extra="training",
-        help="Convert and inspect checkpoints: import, export, show, verify.",
+        help="Convert, inspect and publish checkpoints: import, export, show, verify, publish.",
     ),
 )
 _AS_CALLED: dict[str, Any] = {

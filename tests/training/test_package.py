@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,14 @@ from molmo_hf.export import load_processor
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
 from molmo_training.data.tokenize import PREFIX_SUBSEGMENT, Tokenizing
 from molmo_training.package import package
-from molmo_training.recipes.tiny import IMAGES, VIDEOS, VOCAB_SIZE, build_model, tiny_config
+from molmo_training.recipes.tiny import (
+    IMAGES,
+    VIDEOS,
+    VOCAB_SIZE,
+    build_model,
+    tiny_config,
+    write_settings,
+)
 from molmo_training.vocabulary import load_vocabulary, train_vocabulary
 
 MEBIBYTE = 1024 * 1024
@@ -33,6 +41,7 @@ def weights() -> dict[str, torch.Tensor]:
 def checkpoint(weights, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("run")
     torch.save({"model": weights, "step": 7, "optimizer": {"state": {}}}, run / "state.pt")
+    write_settings(run)
     (run / "log.jsonl").write_text('{"step": 7}\n')
     return package(run, tmp_path_factory.mktemp("out") / "molmo2-tiny")
 
@@ -43,6 +52,14 @@ def test_weights_are_rounded_once_and_small(checkpoint, weights):
     assert all(torch.equal(stored[name], weights[name].bfloat16()) for name in weights)
     assert (checkpoint / "model.safetensors").stat().st_size <= 16 * MEBIBYTE
     assert (checkpoint / "training_log.jsonl").read_text() == '{"step": 7}\n'
+
+
+def test_the_shipped_folder_is_what_packaging_writes(checkpoint):
+    shipped = Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
+    assert {p.name for p in shipped.iterdir()} == {p.name for p in checkpoint.iterdir()}
+    for path in checkpoint.iterdir():
+        if path.name not in ("model.safetensors", "training_log.jsonl"):
+            assert (shipped / path.name).read_text() == path.read_text(), path.name
 
 
 def test_config_is_that_of_the_recipe(checkpoint):
@@ -94,7 +111,7 @@ def test_the_processor_gives_the_ids_of_training(checkpoint, kind):
 
 
 def test_a_run_without_state_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no state\.pt"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of Molmo2; expected .* state\.pt"):
         package(tmp_path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -186,9 +186,7 @@ def sparse_checkpoint(folder: Path, name: str) -> Path:
     return folder
 
 
-def test_the_command_line(
-    native: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line(native: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = str(native / "olmo3"), str(tmp_path / "out")
     assert molmo(["checkpoint", "import", source, out, "--dtype", "bfloat16"]) == 0
     said = capsys.readouterr()

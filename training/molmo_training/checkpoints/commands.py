@@ -1,4 +1,4 @@
-"""`molmo checkpoint`: what a folder holds, and from one form to another.
+"""`molmo checkpoint`: what a folder holds, from one form to another, into a store.
 
 Knows: options, tables, exit codes. Does not know: forms and layouts.
 """
@@ -13,12 +13,16 @@ from typing import Annotated, Any, Literal
 import torch
 from cyclopts import App, Parameter
 
+from molmo_core.checkpoint_store import CheckpointStore, read_manifest
 from molmo_core.errors import CheckpointError, MolmoError
 from molmo_training.checkpoints.convert import SHARD_BYTES, to_hugging_face, to_native_folder
 from molmo_training.checkpoints.opened import OpenedCheckpoint, n_parameters, open_checkpoint
+from molmo_training.checkpoints.publish import publish
 from molmo_training.checkpoints.verify import Difference, compare
 
-app = App(name="molmo checkpoint", help="Convert and inspect checkpoints.", version_flags=())
+app = App(
+    name="molmo checkpoint", help="Convert, inspect and publish checkpoints.", version_flags=()
+)
 DtypeName = Literal["float32", "bfloat16", "float16"]
 _SIZE_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -96,9 +100,7 @@ def export_command(
 
 
 @app.command(name="show")
-def show_command(
-    path: Path, /, *, json: Annotated[bool, Parameter(negative=())] = False
-) -> None:
+def show_command(path: Path, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> None:
     """What kind of checkpoint it is, its sizes, its tokens, and what is missing."""
     facts = describe(open_checkpoint(path))
     if json:
@@ -137,6 +139,72 @@ def verify_command(
         raise CheckpointsDiffer(
             f"{a.name} and {b.name} differ by more than {tolerance:g} on: {', '.join(wrong)}"
         )
+
+
+@app.command(name="publish")
+def publish_command(
+    source: Annotated[Path, Parameter(help="Run folder, native checkpoint, or released folder")],
+    /,
+    *,
+    to: Annotated[Path, Parameter(help="The store: a folder that servers watch")],
+    name: Annotated[str, Parameter(help="Begins the id of the checkpoint")],
+    dtype: DtypeName | None = None,
+    compute_dtype: DtypeName | None = None,
+    tokenizer: str | None = None,
+    keep: Annotated[int | None, Parameter(help="Remove older ones but the last so many")] = None,
+    probes: Annotated[bool, Parameter(help="Compute what servers compare after loading")] = True,
+    shard_size: str = f"{SHARD_BYTES}",
+) -> None:
+    """Convert a checkpoint into a store, complete or not at all, and make it the current one."""
+    manifest = publish(
+        source,
+        CheckpointStore(to),
+        name=name,
+        dtype=None if dtype is None else getattr(torch, dtype),
+        compute_dtype=None if compute_dtype is None else getattr(torch, compute_dtype),
+        tokenizer=tokenizer,
+        keep=keep,
+        with_probes=probes,
+        shard_bytes=_size(shard_size),
+    )
+    _say(manifest.id)
+
+
+@app.command(name="list")
+def list_command(store: Path, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+    """The checkpoints of a store, the oldest first, and which one is current."""
+    opened = CheckpointStore(store)
+    current = opened.current()
+    rows = [read_manifest(opened.folder_of(checkpoint_id)) for checkpoint_id in opened.ids()]
+    if json:
+        facts = [row.model_dump(exclude={"files", "probes"}) for row in rows]
+        _say(json_format.dumps({"current": current, "checkpoints": facts}, indent=2))
+        return
+    for row in rows:
+        mark = "*" if row.id == current else " "
+        step = "" if row.step is None else f" step {row.step}"
+        _say(f"{mark} {row.id}  {row.source}{step}")
+
+
+@app.command(name="rollback")
+def rollback_command(
+    store: Path,
+    /,
+    *,
+    to: Annotated[str | None, Parameter(help="An id; else the one before the current")] = None,
+) -> None:
+    """Make an earlier checkpoint of a store the current one."""
+    opened = CheckpointStore(store)
+    if to is None:
+        ids, current = opened.ids(), opened.current()
+        before = ids[: ids.index(current)] if current in ids else []
+        if not before:
+            raise CheckpointError(
+                f"there is no checkpoint before {current}; the store holds {', '.join(ids) or 'none'}"
+            )
+        to = before[-1]
+    opened.set_current(to)
+    _say(to)
 
 
 def is_within(difference: Difference, tolerance: float) -> bool:

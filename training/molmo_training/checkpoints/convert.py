@@ -38,17 +38,20 @@ def to_hugging_face(
     out: Path,
     *,
     dtype: torch.dtype | None = None,
+    compute_dtype: torch.dtype | None = None,
     tokenizer: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write `out` as a released folder with code for other readers; returns it.
 
-    `dtype` None keeps what the weights are stored in (native: float32). Raises CheckpointError when
+    `dtype` None keeps what the weights are stored in; `compute_dtype` is what readers are told to
+    compute in, where that is not `dtype`. Raises CheckpointError when
     the weights do not fit the configuration, `out` exists, or the tokenizer cannot be read.
     """
     opened.check_complete()
     stored = opened.weights.read(EMBEDDING).dtype
-    computed = opened.config.dtype if opened.kind is Kind.HF and dtype is None else None
+    if compute_dtype is None and dtype is None and opened.kind is Kind.HF:
+        compute_dtype = opened.config.dtype
     with _appearing(out) as partial:
         save_checkpoint(
             opened.weights,
@@ -58,7 +61,7 @@ def to_hugging_face(
             images=opened.images,
             videos=opened.videos,
             dtype=dtype or stored,
-            compute_dtype=computed,
+            compute_dtype=compute_dtype,
             with_code=True,
             shard_bytes=shard_bytes,
         )

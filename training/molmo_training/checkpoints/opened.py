@@ -107,7 +107,9 @@ class OpenedCheckpoint:
     def differences(self) -> list[str]:
         """What of the weights is missing, not expected or of another shape."""
         found, expected = self.weights.shapes(), self.expected_shapes()
-        lines = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
+        lines = [
+            f"missing: {name} {shape}" for name, shape in expected.items() if name not in found
+        ]
         lines += [f"not expected: {name}" for name in found if name not in expected]
         lines += [
             f"shape of {name}: {found[name]}, expected {shape}"

@@ -26,7 +26,9 @@ from molmo_hf.configuration_molmo2 import (
     Molmo2TextConfig,
     Molmo2VitConfig,
 )
+from molmo_hf.export import save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
+from molmo_training.checkpoints.opened import RUN_SETTINGS
 from molmo_training.data.example import Example
 from molmo_training.data.loader import BatchStream, Source, make_loader
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
@@ -189,12 +191,26 @@ def build_trainer(recipe: TinyRecipe) -> tuple[Trainer, Tokenizing]:
 def train(recipe: TinyRecipe) -> Trainer:
     """Run the recipe, going on where its folder stands."""
     trainer, tokenizing = build_trainer(recipe)
+    write_settings(recipe.folder)
     if not trainer.resume() and recipe.tower_steps:
         _teach_tower(trainer, recipe)
         trainer.save()
     stream = BatchStream(sources(), tokenizing, recipe.seed, first_batch=trainer.step)
     trainer.run(make_loader(stream, n_workers=recipe.n_workers))
     return trainer
+
+
+def write_settings(folder: Path) -> None:
+    """Put beside the run's state what else a checkpoint is made of, unless it is there."""
+    settings = folder / RUN_SETTINGS
+    if not settings.exists():
+        save_settings(
+            settings,
+            config=tiny_config(),
+            tokenizer=load_vocabulary().for_transformers(),
+            images=IMAGES,
+            videos=VIDEOS,
+        )
 
 
 def _teach_tower(trainer: Trainer, recipe: TinyRecipe) -> None:
