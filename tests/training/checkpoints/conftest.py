@@ -1,4 +1,4 @@
-"""Native checkpoints as the reference wrote them (tests/golden/native), and folders made of them."""
+"""Native checkpoints as the reference wrote them."""
 
 from __future__ import annotations
 

@@ -137,14 +137,9 @@ def test_damage_is_named(native: Path, tmp_path: Path) -> None:
     whole = ShardedWeights(tmp_path / "m")
     rank = tmp_path / "m" / "__0_1.distcp"
     rank.write_bytes(rank.read_bytes()[:1000])
-    broken = 0
-    for name in whole.shapes():
-        try:
-            whole.read(name)
-        except CheckpointError as error:
-            assert "__0_1.distcp cannot be read" in str(error)
-            broken += 1
-    assert 0 < broken < len(whole.shapes())
+    whole.read("transformer.ln_f.weight")
+    with pytest.raises(CheckpointError, match=r"a piece of .* in __0_1\.distcp cannot be read"):
+        [whole.read(name) for name in whole.shapes()]
     (tmp_path / "m" / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": {}}))
     with pytest.raises(CheckpointError, match="lacks a field"):
         ShardedWeights(tmp_path / "m")

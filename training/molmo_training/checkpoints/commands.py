@@ -200,7 +200,8 @@ def rollback_command(
         before = ids[: ids.index(current)] if current in ids else []
         if not before:
             raise CheckpointError(
-                f"there is no checkpoint before {current}; the store holds {', '.join(ids) or 'none'}"
+                f"there is no checkpoint before {current}; the store holds "
+                f"{', '.join(ids) or 'none'}"
             )
         to = before[-1]
     opened.set_current(to)

@@ -26,7 +26,7 @@ _HF_BLOCK = re.compile(
 
 def to_hf(name: str) -> str:
     if name == NATIVE_HEAD:
-        return HEAD
+        return str(HEAD)
     if match := _NATIVE_BLOCK.fullmatch(name):
         block, part, rest = match.groups()
         home = "mlp" if part.startswith("ff_") else "self_attn"
@@ -56,7 +56,8 @@ class Renamed:
         return {new: shapes[old] for new, old in self.names.items()}
 
     def read(self, name: str) -> Tensor:
-        return self.weights.read(self.names[name])
+        tensor: Tensor = self.weights.read(self.names[name])
+        return tensor
 
 
 __all__ = ["EMBEDDING", "HEAD", "NATIVE_HEAD", "Renamed", "to_hf", "to_native"]

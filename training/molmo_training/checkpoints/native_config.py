@@ -228,7 +228,7 @@ def _converted(section: Mapping[str, Any], max_model_len: int | None) -> NativeC
     )
     vit, image = vision["vit"], preprocessor["image"]
     # Before videos had a section of their own their fields stood beside `image`.
-    video = preprocessor["video"] if "video" in preprocessor else preprocessor
+    video = preprocessor.get("video", preprocessor)
     for fields, only in (
         (llm, _LLM_ONLY),
         (vision, _VISION_ONLY),

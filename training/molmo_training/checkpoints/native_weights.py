@@ -185,7 +185,7 @@ def _read_contents(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             return _TableUnpickler(file).load()
-    except Exception as error:  # a damaged pickle can raise anything  # noqa: BLE001
+    except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
             f"the table of contents {path.parent.name}/{path.name} cannot be read "
             f"({_first_line(error)}); expected what torch.distributed.checkpoint writes"

@@ -188,7 +188,8 @@ class _OnlyRead:
         return {name: shape for name, shape in shapes.items() if _layer_of(name) <= last}
 
     def read(self, name: str) -> Tensor:
-        return self.weights.read(name)
+        tensor: Tensor = self.weights.read(name)
+        return tensor
 
 
 def _layer_of(name: str) -> int:

@@ -87,7 +87,7 @@ def _inputs(processor: Molmo2Processor) -> dict[str, dict[str, Tensor]]:
     clip = sample_clip(rng)
     length_s = clip.n_frames / float(clip.frame_rate)
     times = sample_times(length_s, processor.video_geometry(), source_fps=clip.fps)[:_N_FRAMES]
-    frames = np.stack(draw_frames(clip, times))
+    frames = np.stack(list(draw_frames(clip, times)))
     cases: dict[str, tuple[str, dict[str, object]]] = {
         "text": ("What do you see?", {}),
         "small picture": (verb_prompt("point", "stars"), {"images": [small]}),
