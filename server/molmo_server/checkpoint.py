@@ -1,8 +1,9 @@
 """What the gateway knows of a checkpoint folder: its id, its geometry, its tokenizer.
 
-The id is `<folder name>@<8 hex digits>`; the digits change with the configuration, the tensor
-names and shapes, and with the weights: of each weight file, blocks spread evenly are hashed, so
-that 16 GB are told apart in milliseconds. It tells checkpoints apart, it is no seal.
+The id of a published checkpoint is its manifest's; else `<folder name>@<8 hex digits>`: the digits
+change with the configuration, the tensor names and shapes, and with the weights: of each weight
+file, blocks spread evenly are hashed, so that 16 GB are told apart in milliseconds. It tells
+checkpoints apart, it is no seal.
 
 Knows: the released layout and transformers 5's single processor file. Does not know: weights,
 engines, requests.
@@ -20,6 +21,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from molmo_core.checkpoint_store import MANIFEST, read_manifest
 from molmo_core.errors import CheckpointError
 from molmo_core.images import ImageGeometry
 from molmo_core.videos import VideoGeometry
@@ -62,7 +64,7 @@ def read_checkpoint(folder: Path, *, max_model_len: int | None = None) -> Checkp
         trained_len = int(config["text_config"]["max_position_embeddings"])
         return Checkpoint(
             folder=folder,
-            id=f"{_UNFIT_FOR_HEADERS.sub('-', folder.resolve().name)}@{_fingerprint(folder)}",
+            id=_id_of(folder),
             max_model_len=min(max_model_len or trained_len, trained_len),
             image=_image_geometry(image or joint.get("image_processor", {}), joint),
             video=_video_geometry(video or joint.get("video_processor", {}), joint),
@@ -72,6 +74,13 @@ def read_checkpoint(folder: Path, *, max_model_len: int | None = None) -> Checkp
         raise CheckpointError(
             f"checkpoint {folder.name!r} cannot be used ({error!r}); {_EXPECTED}"
         ) from error
+
+
+def _id_of(folder: Path) -> str:
+    """A published checkpoint has its own; it is told by its content as well."""
+    if (folder / MANIFEST).exists():
+        return read_manifest(folder).id
+    return f"{_UNFIT_FOR_HEADERS.sub('-', folder.resolve().name)}@{_fingerprint(folder)}"
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

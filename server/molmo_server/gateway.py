@@ -20,6 +20,7 @@ from molmo_server.checkpoint import Checkpoint
 from molmo_server.engine_pool import EnginePool, EngineReply
 from molmo_server.media import MediaGate
 from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
+from molmo_server.rollout import LiveCheckpoint
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Metrics
 
@@ -39,13 +40,25 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Completion:
+    prompt: Prompt
+    answer: dict[str, Any]
+    checkpoint_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gateway:
     settings: MolmoSettings
-    checkpoint: Checkpoint
+    live: LiveCheckpoint
     engines: EnginePool
     media: MediaGate
     admission: Admission
     metrics: Metrics
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """What is served now; an answer's own is in its `EngineReply`."""
+        return self.live.current
 
     @asynccontextmanager
     async def open(
@@ -64,16 +77,18 @@ class Gateway:
             ) as reply:
                 yield prompt, reply
 
-    async def complete(
-        self, question: Question, *, request_id: str
-    ) -> tuple[Prompt, dict[str, Any]]:
+    async def complete(self, question: Question, *, request_id: str) -> Completion:
         """The engine's whole chat completion."""
         async with self.open(question, request_id=request_id, whole=True) as (prompt, reply):
             try:
                 answer: dict[str, Any] = orjson.loads(reply.first)
             except orjson.JSONDecodeError as error:
                 raise EngineFailed("the engine's answer was cut short; send it again") from error
-            return prompt, answer
+            return Completion(prompt=prompt, answer=answer, checkpoint_id=self.id_of(reply))
+
+    def id_of(self, reply: EngineReply) -> str:
+        """Whose weights answered; an engine of others may not say."""
+        return reply.checkpoint_id or self.checkpoint.id
 
     def note(self, grounding: api.Grounding) -> None:
         """Count what was pointed at."""

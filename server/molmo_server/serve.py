@@ -22,6 +22,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -56,6 +57,7 @@ def serve_command(
     host: str | None = None,
     port: int | None = None,
     checkpoint: Path | None = None,
+    store: Path | None = None,
     engine_url: str | None = None,
     dtype: str | None = None,
     max_model_len: int | None = None,
@@ -76,6 +78,8 @@ def serve_command(
         Port to listen on; 8000 unless given, 0 lets the system choose.
     checkpoint
         Folder in the released layout; the packaged molmo2-tiny unless given.
+    store
+        Store of published checkpoints: the current one is served, and every later one.
     engine_url
         An engine that runs elsewhere, instead of starting one.
     dtype
@@ -138,6 +142,23 @@ def build_engines(
         address = EngineAddress(url=settings.engine_url)
         remote = RemoteEngine(name="engine-0", address=address, timing=timing, warm_ups=warm_ups)
         return EnginePool([remote])
+    process = engine_process(settings, checkpoint, socket_dir=socket_dir, log_dir=log_dir)
+    restarts = RestartPolicy(
+        first_backoff_s=settings.first_backoff_s,
+        longest_backoff_s=settings.longest_backoff_s,
+        max_failed_starts=settings.max_failed_starts,
+    )
+    engine = SupervisedEngine(
+        name="engine-0", process=process, timing=timing, restarts=restarts, warm_ups=warm_ups
+    )
+    engine.checkpoint_id = checkpoint.id
+    return EnginePool([engine])
+
+
+def engine_process(
+    settings: MolmoSettings, checkpoint: Checkpoint, *, socket_dir: Path, log_dir: Path
+) -> EngineProcess:
+    """How the engine of our own is started on a checkpoint."""
     engine_socket = socket_dir / "engine-0.sock"
     argv, environment = engine_command(
         EngineSettings(
@@ -155,18 +176,9 @@ def build_engines(
             extra_arguments=("--fingerprint-mode", "custom", "--fingerprint-value", checkpoint.id),
         )
     )
-    process = EngineProcess(
+    return EngineProcess(
         argv=argv, environment=environment, socket=engine_socket, log=log_dir / "engine-0.log"
     )
-    restarts = RestartPolicy(
-        first_backoff_s=settings.first_backoff_s,
-        longest_backoff_s=settings.longest_backoff_s,
-        max_failed_starts=settings.max_failed_starts,
-    )
-    engine = SupervisedEngine(
-        name="engine-0", process=process, timing=timing, restarts=restarts, warm_ups=warm_ups
-    )
-    return EnginePool([engine])
 
 
 def _warm_ups(served_name: str) -> tuple[bytes, ...]:
@@ -194,9 +206,11 @@ async def _serve(
     log_dir = settings.run_dir or private
     log_dir.mkdir(parents=True, exist_ok=True)
     engines = build_engines(settings, checkpoint, socket_dir=private, log_dir=log_dir)
+    process_of = partial(engine_process, settings, socket_dir=private, log_dir=log_dir)
+    app = create_app(settings, engines, checkpoint, process_of=process_of)
     server = _Server(
         uvicorn.Config(
-            create_app(settings, engines),
+            app,
             log_config=None,
             access_log=False,  # the Edge writes one line a request
             server_header=False,

@@ -12,8 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from molmo_core.checkpoint_store import CheckpointStore
 
 _MIB = 1024 * 1024
 
@@ -26,6 +28,12 @@ class MolmoSettings(BaseSettings):
     """0 lets the system choose."""
     checkpoint: Path | None = None
     """A folder in the released layout; None: the small model that comes with the package."""
+    store: Path | None = None
+    """A store of published checkpoints; the current one is served, unless `checkpoint` is given."""
+    follows_store: bool = True
+    """Load what becomes current in the store, without being told."""
+    admin_key: SecretStr | None = None
+    """Allows the routes under /admin; without it they are closed."""
     served_name: str = "molmo2"
     run_dir: Path | None = None
     """Logs of the engine; None: a private temporary folder, removed at a clean end."""
@@ -45,6 +53,11 @@ class MolmoSettings(BaseSettings):
     health_timeout_s: float = Field(default=5, gt=0)
     hang_grace_s: float = Field(default=30, gt=0)
     """An engine that does not answer for so long is killed and started again."""
+    swap_drain_s: float = Field(default=120, gt=0)
+    """How long requests in flight may hold up other weights."""
+    swap_load_s: float = Field(default=600, gt=0)
+    probe_tolerance: float = Field(default=1e-2, gt=0)
+    """Of the log-probabilities published with a checkpoint, in nats; 16 bits need about 0.3."""
     first_backoff_s: float = Field(default=1, gt=0)
     longest_backoff_s: float = Field(default=60, gt=0)
     max_failed_starts: int = Field(default=3, ge=1)
@@ -84,11 +97,18 @@ class MolmoSettings(BaseSettings):
 
     @property
     def checkpoint_folder(self) -> Path:
+        """Reads the store's pointer: ask once. Raises CheckpointError."""
         if self.checkpoint is not None:
             return self.checkpoint
+        if self.store is not None:
+            store = CheckpointStore(self.store)
+            if (current := store.current()) is not None:
+                store.verify(current)
+                return store.folder_of(current)
         return Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
 
     @property
     def engine_threads(self) -> int | None:
         """The packaged model is small: with one thread it starts in less time and memory."""
-        return 1 if self.n_threads is None and self.checkpoint is None else self.n_threads
+        is_packaged = self.checkpoint is None and self.store is None
+        return 1 if self.n_threads is None and is_packaged else self.n_threads

@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 import uuid
+from collections.abc import Callable
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _CALLER_WENT = 499
 """Logged and counted as the status of a request that nobody waited for, or that was cut."""
+_CHECKPOINT = "checkpoint_id"
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
 
@@ -49,6 +51,12 @@ def configure_logging(level: str) -> None:
         named.setLevel(level.upper() if name == "molmo_server" else logging.WARNING)
 
 
+def tell_checkpoint(scope: Scope, checkpoint_id: str) -> str:
+    """Say whose weights answer this request: in its header, its log line; returns the id."""
+    scope["state"][_CHECKPOINT] = checkpoint_id
+    return checkpoint_id
+
+
 class Metrics:
     """One registry per application, so that two applications can live in one process."""
 
@@ -67,6 +75,9 @@ class Metrics:
         self.observations = Counter(
             "molmo_observations", "Points and track points answered", ["kind"], registry=registry
         )
+        self.checkpoint = Gauge(
+            "molmo_checkpoint", "1 for the checkpoint that is served", ["id"], registry=registry
+        )
         self.running = Gauge("molmo_running", "Requests being answered", registry=registry)
         self.queued = Gauge("molmo_queued", "Requests waiting", registry=registry)
         self.engine_ready = Gauge(
@@ -84,11 +95,16 @@ class Edge:
     """Outermost ASGI layer: request id, checkpoint header, body limit, log line, last resort."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, checkpoint_id: str, max_body_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        current_checkpoint: Callable[[], str],
+        max_body_bytes: int,
     ) -> None:
         self._app = app
         self._metrics = metrics
-        self._checkpoint_id = checkpoint_id
+        self._current_checkpoint = current_checkpoint
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,9 +120,10 @@ class Edge:
             nonlocal status, is_whole
             if message["type"] == "http.response.start":
                 status = message["status"]
+                told = scope["state"].get(_CHECKPOINT) or self._current_checkpoint()
                 headers = [
                     (b"x-request-id", request_id.encode()),
-                    (b"x-molmo-checkpoint", self._checkpoint_id.encode()),
+                    (b"x-molmo-checkpoint", told.encode()),
                 ]
                 message = {**message, "headers": [*message["headers"], *headers]}
             await send(message)
@@ -155,5 +172,6 @@ class Edge:
             "route": route,
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
+            "checkpoint": scope["state"].get(_CHECKPOINT, ""),
         }
         logger.info("request", extra=extra)

@@ -179,7 +179,7 @@ def run_fake(engine: FakeEngine, socket_path: Path) -> Iterator[None]:
 
 @contextmanager
 def running_gateway(
-    folder: Path, sockets: Path, engine: FakeEngine | None = None, **fields: Any
+    folder: Path | None, sockets: Path, engine: FakeEngine | None = None, **fields: Any
 ) -> Iterator[RunningGateway]:
     engine = engine or FakeEngine()
     settings = MolmoSettings(checkpoint=folder, **{"drain_s": 0.5, "deadline_s": 20, **fields})

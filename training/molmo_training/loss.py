@@ -34,9 +34,16 @@ class ObjectProbe(nn.Module):
     """
 
     def __init__(
-        self, width: int, n_shapes: int, n_colours: int, *, place_columns: tuple[int, int]
+        self,
+        width: int,
+        n_shapes: int,
+        n_colours: int,
+        *,
+        place_columns: tuple[int, int],
+        place_weight: float = 1.0,
     ) -> None:
         super().__init__()
+        self.place_weight = place_weight
         self.sizes = (1, n_shapes, n_colours, 2)
         self.place_columns = slice(place_columns[0], place_columns[1] + 1)
         self.read = nn.Linear(width, sum(self.sizes))
@@ -53,7 +60,8 @@ class ObjectProbe(nn.Module):
         marked = targets[present]
         loss = loss + F.cross_entropy(shape[present], marked[:, 1].long())
         loss = loss + F.cross_entropy(colour[present], marked[:, 2].long())
-        return loss + F.mse_loss(place[present], marked[:, self.place_columns])
+        missed = F.mse_loss(place[present], marked[:, self.place_columns])
+        return loss + self.place_weight * missed
 
     def share_right(self, features: Tensor, targets: Tensor) -> dict[str, float]:
         """Shares of marked features whose shape and colour are read rightly; error of the place."""
@@ -67,6 +75,11 @@ class ObjectProbe(nn.Module):
         }
 
 
+TOKEN_PLACE_WEIGHT = 30.0
+"""Squares of a few hundredths would not be heard beside cross-entropies: with 1 the place of an
+object in the picture was known to 4 % after 900 steps, and points missed by as much."""
+
+
 class ObjectProbes(nn.Module):
     """One probe on the patches of the tower, one on the features that enter the decoder.
 
@@ -77,7 +90,9 @@ class ObjectProbes(nn.Module):
     def __init__(self, *, patch_width: int, width: int, n_shapes: int, n_colours: int) -> None:
         super().__init__()
         self.patches = ObjectProbe(patch_width, n_shapes, n_colours, place_columns=(3, 4))
-        self.tokens = ObjectProbe(width, n_shapes, n_colours, place_columns=(6, 7))
+        self.tokens = ObjectProbe(
+            width, n_shapes, n_colours, place_columns=(6, 7), place_weight=TOKEN_PLACE_WEIGHT
+        )
 
     def forward(
         self, patches: Tensor, patch_targets: Tensor, features: Tensor, token_targets: Tensor

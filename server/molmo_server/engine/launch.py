@@ -44,7 +44,7 @@ class EngineSettings:
     """Skip compilation: starts in half the time; on a GPU set False."""
     shutdown_timeout_s: int = 30
     max_queued: int = 256
-    plugins: tuple[str, ...] = ("molmo",)
+    plugins: tuple[str, ...] = ("molmo", "molmo_control")
     """vLLM loads these of *all* plugin groups and no others."""
     extra_arguments: tuple[str, ...] = ()
     n_threads: int | None = None

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 LOST = (aiohttp.ClientError, OSError, EOFError)
 """What aiohttp raises when the other side is gone."""
 CHAT_PATH = "/v1/chat/completions"
+WEIGHTS_PATH = "/molmo/weights"
+"""Of our own control plugin inside the engine (`engine.control`)."""
 _MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MAX_ERROR_CHARS = 600
 _IDLE_CONNECTION_S = 2.0  # the engine closes them after 5: never use one that is just closing
@@ -50,6 +52,8 @@ class EngineReply:
     first: bytes
     content: aiohttp.StreamReader = field(repr=False)
     on_bytes: Callable[[], None] = field(repr=False)
+    checkpoint_id: str = ""
+    """Whose weights answer; requests in flight end on the weights they began with."""
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Bytes as they come; raises EngineUnavailable when the engine is lost on the way."""

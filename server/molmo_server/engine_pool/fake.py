@@ -59,11 +59,18 @@ class FakeEngine:
     n_dropped: int = 0
     """Answers that the caller did not wait for."""
     seconds_per_piece: float = 0.0
+    loaded: list[str] = field(default_factory=list)
+    """Versions of the weights that it was told to load, oldest first."""
+    load_statuses: list[int] = field(default_factory=list)
+    """What the next loads are answered with; 200 when there is none left."""
+    logprobs: dict[str, float] = field(default_factory=dict)
+    """Version → the log-probability of every token of its answers; -1 unless named."""
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=256 * 1024 * 1024)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/molmo/weights", self._load)
         app.router.add_post("/v1/chat/completions", self._chat)
         return app
 
@@ -75,6 +82,15 @@ class FakeEngine:
             text="# HELP vllm:num_requests_running Running.\nvllm:num_requests_running 0\n"
             f'vllm:generation_tokens_total{{engine="0"}} {self.n_tokens}\nprocess_open_fds 7\n'
         )
+
+    async def _load(self, request: web.Request) -> web.Response:
+        wanted = await request.json()
+        status = self.load_statuses.pop(0) if self.load_statuses else 200
+        await asyncio.sleep(self.seconds_per_piece)
+        if status == 200:
+            self.loaded.append(wanted["version"])
+            return web.json_response({"version": wanted["version"]})
+        return web.json_response({"error": {"message": "shapes differ"}}, status=status)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -103,13 +119,20 @@ class FakeEngine:
         if Trick.DIE_LATE in question:
             os.kill(os.getpid(), signal.SIGKILL)
         message = {"role": "assistant", "content": "".join(pieces)}
+        extra = self._tokens(max_tokens) if body.get("return_token_ids") else {}
         choices = [
-            {"index": k, "message": message, "finish_reason": finish}
+            {"index": k, "message": message, "finish_reason": finish, **extra}
             for k in range(body.get("n", 1))
         ]
         await asyncio.sleep(self.seconds_per_piece * len(pieces))
         whole = {"object": "chat.completion", **identity, "choices": choices, "usage": usage}
         return web.json_response(whole)
+
+    def _tokens(self, n_tokens: int) -> dict[str, Any]:
+        """As asked of probes: always the same token, as probable as the weights say."""
+        version = self.loaded[-1] if self.loaded else ""
+        token = {"token": "a", "logprob": self.logprobs.get(version, -1.0)}
+        return {"token_ids": [7] * n_tokens, "logprobs": {"content": [token] * n_tokens}}
 
     async def _misbehave(self, question: str, request: web.Request) -> web.Response | None:
         self.is_wedged = self.is_wedged or Trick.WEDGE in question

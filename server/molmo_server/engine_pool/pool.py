@@ -58,7 +58,7 @@ class EnginePool:
 
     def check_hope(self) -> None:
         """Raises EngineUnavailable when a new request had better not queue: no engine soon."""
-        hopeful = (EngineState.READY, EngineState.SUSPECT)
+        hopeful = (EngineState.READY, EngineState.SUSPECT, EngineState.LOADING)
         if not any(engine.state in hopeful for engine in self.engines):
             raise self.unavailable()
 
@@ -71,10 +71,9 @@ class EnginePool:
         Raises EngineUnavailable, EngineFailed, EngineRefused.
         """
         self.check_hope()
-        clock = asyncio.get_running_loop().time
         latest = deadline - _MARGIN_S
         async with AsyncExitStack() as stack:
-            engine = await self._ready_engine(min(clock() + _SUSPICION_S, latest))
+            engine = await self._ready_engine(self._patience(latest))
             try:
                 try:
                     asked = engine.open(body, request_id=request_id, whole=whole)
@@ -91,6 +90,12 @@ class EnginePool:
                 if isinstance(error, EngineUnavailable):
                     error.retry_after_s = engine.retry_after_s
                 raise
+
+    def _patience(self, latest: float) -> float:
+        """Until when a new request waits for an engine: a load is waited for, a doubt shortly."""
+        if any(engine.state is EngineState.LOADING for engine in self.engines):
+            return latest
+        return min(asyncio.get_running_loop().time() + _SUSPICION_S, latest)
 
     async def _ready_engine(self, until: float) -> RemoteEngine:
         """The least loaded of those that are ready; waits for one until the loop's time `until`.

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 import aiohttp
 
@@ -24,6 +25,7 @@ from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
 from molmo_server.engine_pool.exchange import (
     CHAT_PATH,
     LOST,
+    WEIGHTS_PATH,
     EngineAddress,
     EngineReply,
     failure,
@@ -39,6 +41,7 @@ class EngineState(StrEnum):
     STARTING = "starting"
     READY = "ready"
     SUSPECT = "suspect"  # a request broke or health failed; being looked at
+    LOADING = "loading"  # other weights are being loaded; requests wait
     RESTARTING = "restarting"
     DRAINING = "draining"
     FAILED = "failed"  # given up
@@ -70,6 +73,8 @@ class RemoteEngine:
         warm_ups: tuple[bytes, ...] = (),
     ) -> None:
         self.name = name
+        self.checkpoint_id = ""
+        """Whose weights it has; empty when it was not told."""
         self.state = EngineState.STARTING
         self.reason = "the engine has not been looked at yet"
         self.n_in_flight = 0
@@ -82,6 +87,7 @@ class RemoteEngine:
         self._warm_ups = warm_ups
         self._wake = asyncio.Event()
         self._must_probe = False
+        self._held = self._lost = ""
         self._last_bytes_at = 0.0
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
@@ -125,7 +131,28 @@ class RemoteEngine:
             self.set_state(EngineState.SUSPECT, "a request broke; the engine is being looked at")
         self._wake.set()
 
+    def hold(self, reason: str) -> None:
+        """Take no requests until `release`, however well the engine is; those in flight go on."""
+        self._held = reason
+        if self.state is EngineState.READY:
+            self.set_state(EngineState.LOADING, reason)
+
+    def lose(self, reason: str) -> None:
+        """Its weights are unknown: only a new start makes it take requests again."""
+        self._lost = reason
+        self.set_state(EngineState.SUSPECT, reason)
+
+    def release(self) -> None:
+        """Take requests again, when the engine is well."""
+        self._held = ""
+        if self.state is EngineState.LOADING:
+            self.set_state(EngineState.READY, "answers")
+
     def set_state(self, state: EngineState, reason: str) -> None:
+        if self._lost and state is EngineState.READY:
+            state, reason = EngineState.SUSPECT, self._lost
+        if self._held and state is EngineState.READY:
+            state, reason = EngineState.LOADING, self._held
         if (state, reason) != (self.state, self.reason):
             logger.info("engine %s: %s, %s", self.name, state.value, reason)
         self.state, self.reason = state, reason
@@ -159,11 +186,43 @@ class RemoteEngine:
             if response.status != 200:
                 raise failure(response.status, first)
             self._note_bytes()
-            yield EngineReply(first=first, content=content, on_bytes=self._note_bytes)
+            yield EngineReply(
+                first=first,
+                content=content,
+                on_bytes=self._note_bytes,
+                checkpoint_id=self.checkpoint_id,
+            )
         finally:
             self.n_in_flight -= 1
             if response is not None:
                 response.close()  # before its end: the engine drops the request
+
+    async def load_weights(self, folder: Path, version: str, *, timeout_s: float) -> None:
+        """Have the engine load other weights in place; hold it before.
+
+        Raises EngineRefused when that failed and the engine has its old weights, EngineFailed
+        when its weights are unknown, EngineUnavailable when it is lost or takes too long.
+        """
+        assert self._session is not None, "start the engine first"
+        body = {"folder": str(folder), "version": version}
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._session.post(WEIGHTS_PATH, json=body, timeout=timeout) as response:
+                content = await response.read()
+        except (*LOST, TimeoutError) as error:
+            raise lost_on_the_way(error) from error
+        if response.status != 200:
+            raise failure(response.status, content)
+        self.checkpoint_id = version
+
+    async def restart(self) -> None:
+        """Begin anew with the checkpoint it was started with; one of others is not ours to."""
+        logger.error("engine %s runs elsewhere: start it again there", self.name)
+
+    async def drained(self, drain_s: float) -> bool:
+        """Wait until nothing is in flight; False when something still is after `drain_s`."""
+        await self._drain(drain_s)
+        return self.n_in_flight == 0
 
     async def metrics(self) -> str:
         """The engine's own metrics; empty when it does not answer."""
@@ -205,6 +264,7 @@ class RemoteEngine:
             status, _ = await self._get("/health")
             silence_s = clock() - self._last_bytes_at if self.n_in_flight else 0.0
             must_probe = self._must_probe or silence_s > self._timing.hang_grace_s
+            must_probe = must_probe and not self._held  # whoever holds it probes it
             if status == 200 and (not must_probe or await self._generates()):
                 self._must_probe = False
                 last_good = clock()

@@ -86,6 +86,15 @@ class SupervisedEngine(RemoteEngine):
     def retry_after_s(self) -> float:
         return min(max(self._expected_at - asyncio.get_running_loop().time(), 1.0), 60.0)
 
+    def adopt(self, process: EngineProcess) -> None:
+        """Start so from the next start on; the running process is left as it is."""
+        self._how = process
+
+    async def restart(self) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     async def _look_after(self) -> None:
         clock = asyncio.get_running_loop().time
         n_failures = 0
@@ -120,6 +129,7 @@ class SupervisedEngine(RemoteEngine):
         how.socket.unlink(missing_ok=True)  # vLLM leaves it behind, and cannot bind to it again
         if how.log.exists():
             how.log.replace(how.log.with_suffix(".previous.log"))
+        self._lost = ""
         with how.log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", str(watchdog.__file__), *how.argv),

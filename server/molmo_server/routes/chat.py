@@ -21,6 +21,7 @@ from molmo_server.grounding import AnswerReader, read_answer
 from molmo_server.prompt import Prompt
 from molmo_server.relay import StreamRelay, error_events
 from molmo_server.routes.body import read_body
+from molmo_server.telemetry import tell_checkpoint
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -81,8 +82,9 @@ def chat_router(gateway: Gateway) -> APIRouter:
 
 async def _complete(gateway: Gateway, question: Question, scope: Scope, send: Send) -> None:
     request_id = scope["state"]["request_id"]
-    prompt, answer = await gateway.complete(question, request_id=request_id)
-    answer["system_fingerprint"] = gateway.checkpoint.id
+    completion = await gateway.complete(question, request_id=request_id)
+    prompt, answer = completion.prompt, completion.answer
+    answer["system_fingerprint"] = tell_checkpoint(scope, completion.checkpoint_id)
     for choice in answer["choices"]:
         message: dict[str, Any] = choice["message"]
         grounding = read_answer(message["content"] or "", prompt.media)
@@ -97,6 +99,7 @@ async def _stream(gateway: Gateway, question: Question, scope: Scope, send: Send
     has_begun = False
     try:
         async with gateway.open(question, request_id=request_id, whole=False) as (prompt, reply):
+            tell_checkpoint(scope, gateway.id_of(reply))
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             has_begun = True
             await _relay(gateway, prompt, reply, request_id, send)
@@ -117,7 +120,7 @@ async def _relay(
         new_reader,
         stream_id=f"chatcmpl-{request_id}",
         model=gateway.settings.served_name,
-        fingerprint=gateway.checkpoint.id,
+        fingerprint=gateway.id_of(reply),
     )
     async for chunk in reply.chunks():
         if passed := relay.feed(chunk):

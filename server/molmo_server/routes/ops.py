@@ -17,27 +17,32 @@ from molmo_server.gateway import Gateway
 
 def ops_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["service"])
-    checkpoint, settings = gateway.checkpoint, gateway.settings
-    card = api.ModelCard(
-        id=settings.served_name,
-        created=int(time.time()),
-        checkpoint=checkpoint.id,
-        max_model_len=checkpoint.max_model_len,
-    )
+    created = int(time.time())
+
+    def card() -> api.ModelCard:
+        return api.ModelCard(
+            id=gateway.settings.served_name,
+            created=created,
+            checkpoint=gateway.checkpoint.id,
+            max_model_len=gateway.checkpoint.max_model_len,
+        )
 
     @router.get("/v1/models", operation_id="models", summary="The model served here")
     async def models() -> api.ModelList:
-        return api.ModelList(data=[card])
+        return api.ModelList(data=[card()])
 
     @router.get("/v1/models/{model}", operation_id="model", summary="One model by its name")
     async def model(model: str) -> api.ModelCard:
-        if model not in (card.id, card.checkpoint):
-            raise NotFound(f"there is no model {model[:100]!r}; served is {card.id}", param="model")
-        return card
+        served = card()
+        if model not in (served.id, served.checkpoint):
+            raise NotFound(
+                f"there is no model {model[:100]!r}; served is {served.id}", param="model"
+            )
+        return served
 
     @router.get("/health", operation_id="health", summary="The service lives")
     async def health() -> dict[str, str]:
-        return {"status": "ok", "checkpoint": checkpoint.id}
+        return {"status": "ok", "checkpoint": gateway.checkpoint.id}
 
     @router.get(
         "/ready",
@@ -48,7 +53,7 @@ def ops_router(gateway: Gateway) -> APIRouter:
     async def ready() -> dict[str, str]:
         if not gateway.engines.is_ready:
             raise gateway.engines.unavailable()
-        return {"status": "ready", "checkpoint": checkpoint.id}
+        return {"status": "ready", "checkpoint": gateway.checkpoint.id}
 
     @router.get("/metrics", operation_id="metrics", response_class=Response)
     async def metrics() -> Response:
@@ -65,6 +70,8 @@ def _gateway_metrics(gateway: Gateway) -> bytes:
     metrics = gateway.metrics
     metrics.running.set(gateway.admission.n_running)
     metrics.queued.set(gateway.admission.n_queued)
+    metrics.checkpoint.clear()
+    metrics.checkpoint.labels(gateway.checkpoint.id).set(1)
     for engine in gateway.engines.engines:
         metrics.engine_ready.labels(engine.name).set(engine.ready.is_set())
         metrics.engine_restarts.labels(engine.name).set(engine.n_restarts)

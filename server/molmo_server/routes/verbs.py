@@ -18,6 +18,7 @@ from molmo_server.admission import WhileConnected
 from molmo_server.gateway import Gateway, Question
 from molmo_server.grounding import VERBS, VerbSpec, written
 from molmo_server.routes.body import read_body
+from molmo_server.telemetry import tell_checkpoint
 
 
 def verbs_router(gateway: Gateway) -> APIRouter:
@@ -88,9 +89,12 @@ async def _answer(
     gateway: Gateway, question: Question, spec: VerbSpec, scope: Scope, send: Send
 ) -> None:
     request_id = scope["state"]["request_id"]
-    prompt, completion = await gateway.complete(question, request_id=request_id)
+    completion = await gateway.complete(question, request_id=request_id)
     read = written(
-        completion, prompt.media, request_id=request_id, checkpoint=gateway.checkpoint.id
+        completion.answer,
+        completion.prompt.media,
+        request_id=request_id,
+        checkpoint=tell_checkpoint(scope, completion.checkpoint_id),
     )
     gateway.note(read.grounding)
     body = spec.read(read).model_dump_json().encode()

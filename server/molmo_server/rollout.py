@@ -1,0 +1,289 @@
+"""Which checkpoint is served, and how it comes to be another one.
+
+A rollout reads the store, checks a checkpoint against what is running, has every engine load it,
+one after the other, and remembers what happened. What fails leaves the old one serving, with the
+reason in the history.
+
+Knows: the store, the engines, the order. Does not know: how an engine loads (`engine_pool.swap`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from molmo_core.checkpoint_store import CheckpointStore, Manifest, Probe
+from molmo_core.errors import Busy, CheckpointError, NotFound
+from molmo_server.checkpoint import Checkpoint, read_checkpoint
+from molmo_server.engine_pool import EnginePool, EngineProcess
+from molmo_server.engine_pool.swap import SwapLimits, Weights, swap_in_place
+
+logger = logging.getLogger(__name__)
+
+Outcome = Literal["serving", "refused", "superseded"]
+_HISTORY = 100
+_POLL_S, _HOLD_EVERY_S = 1.0, 60.0
+_SETTINGS = (
+    "tokenizer.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
+"""What prompts are made with: it must stay the same under requests that were measured with it."""
+_FREE_KEYS = ("transformers_version", "auto_map", "_name_or_path", "architectures")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What was tried and how it ended."""
+
+    checkpoint: str
+    outcome: Outcome
+    reason: str
+    time_s: float
+    """Seconds since 1970."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of each phase, by engine and phase; empty when nothing was loaded."""
+
+
+@dataclass(kw_only=True)
+class LiveCheckpoint:
+    """The one place that knows what is served; read it at the moment of use."""
+
+    current: Checkpoint
+    previous: Checkpoint | None = None
+
+
+class Rollout:
+    """Changes of checkpoint, one at a time."""
+
+    def __init__(
+        self,
+        *,
+        live: LiveCheckpoint,
+        engines: EnginePool,
+        store: CheckpointStore | None,
+        process_of: Callable[[Checkpoint], EngineProcess] | None,
+        served_name: str,
+        max_model_len: int | None,
+        limits: SwapLimits,
+        follows: bool = True,
+    ) -> None:
+        self.live, self.store = live, store
+        self.history: deque[Event] = deque(maxlen=_HISTORY)
+        self._engines, self._process_of = engines, process_of
+        self._served_name, self._max_model_len = served_name, max_model_len
+        self._limits, self._follows = limits, follows
+        self._holder = f"{socket.gethostname()}-{os.getpid()}"
+        self._lock = asyncio.Lock()
+        self._probes: dict[str, tuple[Probe, ...]] = {}
+
+    @property
+    def is_loading(self) -> bool:
+        return self._lock.locked()
+
+    async def activate(self, checkpoint_id: str) -> Event:
+        """Serve a checkpoint of the store.
+
+        Raises Busy while another change is going on, NotFound, and CheckpointError with the
+        reason why the old one still serves.
+        """
+        if self._lock.locked():
+            raise Busy("another checkpoint is being loaded; try again when it is done")
+        async with self._lock:
+            return await self._activate(checkpoint_id)
+
+    async def roll_back(self) -> Event:
+        """Serve what was served before. Raises as `activate`."""
+        if self.live.previous is None:
+            raise NotFound("nothing else was served since the start; there is no way back")
+        return await self.activate(self.live.previous.id)
+
+    async def watch(self) -> None:
+        """Follow the store's pointer until cancelled; what was refused is not tried again.
+
+        Meanwhile the store is told what is served, so that it is not removed.
+        """
+        seen: str | None = self.live.current.id
+        held_at = -math.inf
+        while True:
+            await asyncio.sleep(_POLL_S)
+            try:
+                if time.monotonic() - held_at > _HOLD_EVERY_S:
+                    await asyncio.to_thread(self._hold)
+                    held_at = time.monotonic()
+                wanted = await asyncio.to_thread(self._pointer)
+            except (CheckpointError, OSError) as error:
+                if seen != str(error):
+                    self._note(checkpoint="?", outcome="refused", reason=str(error))
+                seen = str(error)
+                continue
+            if not self._follows or wanted in (None, seen, self.live.current.id) or self.is_loading:
+                continue
+            seen = wanted
+            try:
+                await self.activate(str(wanted))
+            except (CheckpointError, NotFound) as error:
+                logger.error("the store's current checkpoint is not served: %s", error)
+
+    def _hold(self) -> None:
+        assert self.store is not None
+        served = {self.live.current.id, *([self.live.previous.id] if self.live.previous else [])}
+        self.store.hold(self._holder, served & set(self.store.ids()))
+
+    def _pointer(self) -> str | None:
+        assert self.store is not None
+        return self.store.current()
+
+    async def _activate(self, checkpoint_id: str) -> Event:
+        if checkpoint_id == self.live.current.id:
+            return self._note(
+                checkpoint=checkpoint_id, outcome="serving", reason="it is served already"
+            )
+        try:
+            new = await asyncio.to_thread(self._checked, checkpoint_id)
+            seconds = await self._load(new)
+        except (CheckpointError, OSError) as error:
+            self._note(checkpoint=checkpoint_id, outcome="refused", reason=str(error))
+            raise CheckpointError(
+                f"{checkpoint_id} is not served: {error}. {self.live.current.id} still is"
+            ) from error
+        self.live.previous, self.live.current = self.live.current, new
+        return self._note(checkpoint=new.id, outcome="serving", reason="activated", seconds=seconds)
+
+    def _checked(self, checkpoint_id: str) -> Checkpoint:
+        """The checkpoint, verified and fitting. Raises CheckpointError."""
+        folder, manifest = self._verified(checkpoint_id)
+        new = read_checkpoint(folder, max_model_len=self._max_model_len)
+        self._probes[new.id] = manifest.probes if manifest else ()
+        if wrong := differences(self.live.current.folder, folder):
+            raise CheckpointError(
+                f"it cannot be loaded in place of {self.live.current.id} ({'; '.join(wrong)}): "
+                "start a server with it"
+            )
+        return new
+
+    def _verified(self, checkpoint_id: str) -> tuple[Path, Manifest | None]:
+        previous = self.live.previous
+        stored = self.store.ids() if self.store else []
+        if previous is not None and checkpoint_id == previous.id not in stored:
+            return previous.folder, None  # the one of the start need not be in the store
+        if self.store is None:
+            raise CheckpointError("no store was given; start the server with --store FOLDER")
+        return self.store.folder_of(checkpoint_id), self.store.verify(checkpoint_id)
+
+    async def _load(self, new: Checkpoint) -> dict[str, float]:
+        """All engines or none: those that have changed go back when a later one fails."""
+        old = self.live.current
+        seconds: dict[str, float] = {}
+        changed = []
+        try:
+            for engine in self._engines.engines:
+                report = await swap_in_place(
+                    engine,
+                    self._weights(new),
+                    self._weights(old),
+                    model=self._served_name,
+                    limits=self._limits,
+                )
+                changed.append(engine)
+                seconds |= {f"{engine.name} {k}": v for k, v in report.seconds.items()}
+        except CheckpointError:
+            for engine in changed:
+                await swap_in_place(
+                    engine,
+                    self._weights(old),
+                    self._weights(new),
+                    model=self._served_name,
+                    limits=self._limits,
+                )
+            raise
+        return seconds
+
+    def _weights(self, checkpoint: Checkpoint) -> Weights:
+        return Weights(
+            folder=checkpoint.folder,
+            id=checkpoint.id,
+            probes=self._probes.get(checkpoint.id, ()),
+            process=None if self._process_of is None else self._process_of(checkpoint),
+        )
+
+    def _note(
+        self,
+        *,
+        checkpoint: str,
+        outcome: Outcome,
+        reason: str,
+        seconds: dict[str, float] | None = None,
+    ) -> Event:
+        if outcome == "serving":
+            self.history = deque(
+                (
+                    replace(event, outcome="superseded") if event.outcome == "serving" else event
+                    for event in self.history
+                ),
+                maxlen=_HISTORY,
+            )
+        event = Event(
+            checkpoint=checkpoint,
+            outcome=outcome,
+            reason=reason,
+            time_s=time.time(),
+            seconds=seconds or {},
+        )
+        self.history.append(event)
+        logger.info("checkpoint %s: %s, %s", checkpoint, outcome, reason)
+        return event
+
+
+def differences(old: Path, new: Path) -> list[str]:
+    """Why the weights of `new` cannot be loaded into an engine that runs `old`; empty if they can.
+
+    Configuration and settings must be the same, and the tensors in names and shapes.
+    """
+    wrong = []
+    if _configuration(old) != _configuration(new):
+        wrong.append("config.json differs")
+    for name in _SETTINGS:
+        a, b = ((folder / name) for folder in (old, new))
+        if (a.read_bytes() if a.exists() else None) != (b.read_bytes() if b.exists() else None):
+            wrong.append(f"{name} differs")
+    shapes_old, shapes_new = _shapes(old), _shapes(new)
+    if lacking := sorted(shapes_old.keys() - shapes_new.keys()):
+        wrong.append(f"{len(lacking)} tensors are missing, as {lacking[0]}")
+    if foreign := sorted(shapes_new.keys() - shapes_old.keys()):
+        wrong.append(f"{len(foreign)} tensors are foreign, as {foreign[0]}")
+    for name in sorted(shapes_old.keys() & shapes_new.keys()):
+        if shapes_old[name] != shapes_new[name]:
+            wrong.append(f"{name} is {shapes_new[name]}, running is {shapes_old[name]}")
+            break
+    return wrong
+
+
+def _configuration(folder: Path) -> object:
+    fields = json.loads((folder / "config.json").read_text())
+    return {key: value for key, value in fields.items() if key not in _FREE_KEYS}
+
+
+def _shapes(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every tensor, from the headers of the files. Raises CheckpointError."""
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            header.pop("__metadata__", None)
+            shapes |= {k: (v["dtype"], tuple(v["shape"])) for k, v in header.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+            raise CheckpointError(f"{path.name} cannot be read ({error})") from error
+    return shapes
