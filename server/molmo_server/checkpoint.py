@@ -76,6 +76,38 @@ def read_checkpoint(folder: Path, *, max_model_len: int | None = None) -> Checkp
         ) from error
 
 
+def weight_differences(old: Path, new: Path) -> list[str]:
+    """Why the tensors of `new` cannot take the place of those of `old`; empty if they can.
+
+    Names, types and shapes must be the same. Raises CheckpointError for a header that is damaged.
+    """
+    wrong = []
+    shapes_old, shapes_new = _shapes(old), _shapes(new)
+    if lacking := sorted(shapes_old.keys() - shapes_new.keys()):
+        wrong.append(f"{len(lacking)} tensors are missing, as {lacking[0]}")
+    if foreign := sorted(shapes_new.keys() - shapes_old.keys()):
+        wrong.append(f"{len(foreign)} tensors are foreign, as {foreign[0]}")
+    for name in sorted(shapes_old.keys() & shapes_new.keys()):
+        if shapes_old[name] != shapes_new[name]:
+            wrong.append(f"{name} is {shapes_new[name]}, running is {shapes_old[name]}")
+            break
+    return wrong
+
+
+def _shapes(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of every tensor, from the headers of the files. Raises CheckpointError."""
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            header.pop("__metadata__", None)
+            shapes |= {k: (v["dtype"], tuple(v["shape"])) for k, v in header.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+            raise CheckpointError(f"{path.name} cannot be read ({error})") from error
+    return shapes
+
+
 def _id_of(folder: Path) -> str:
     """A published checkpoint has its own; it is told by its content as well."""
     if (folder / MANIFEST).exists():

@@ -24,7 +24,7 @@ from typing import Literal
 
 from molmo_core.checkpoint_store import CheckpointStore, Manifest, Probe
 from molmo_core.errors import Busy, CheckpointError, NotFound
-from molmo_server.checkpoint import Checkpoint, read_checkpoint
+from molmo_server.checkpoint import Checkpoint, read_checkpoint, weight_differences
 from molmo_server.engine_pool import EnginePool, EngineProcess
 from molmo_server.engine_pool.swap import SwapLimits, Weights, swap_in_place
 
@@ -258,32 +258,9 @@ def differences(old: Path, new: Path) -> list[str]:
         a, b = ((folder / name) for folder in (old, new))
         if (a.read_bytes() if a.exists() else None) != (b.read_bytes() if b.exists() else None):
             wrong.append(f"{name} differs")
-    shapes_old, shapes_new = _shapes(old), _shapes(new)
-    if lacking := sorted(shapes_old.keys() - shapes_new.keys()):
-        wrong.append(f"{len(lacking)} tensors are missing, as {lacking[0]}")
-    if foreign := sorted(shapes_new.keys() - shapes_old.keys()):
-        wrong.append(f"{len(foreign)} tensors are foreign, as {foreign[0]}")
-    for name in sorted(shapes_old.keys() & shapes_new.keys()):
-        if shapes_old[name] != shapes_new[name]:
-            wrong.append(f"{name} is {shapes_new[name]}, running is {shapes_old[name]}")
-            break
-    return wrong
+    return wrong + weight_differences(old, new)
 
 
 def _configuration(folder: Path) -> object:
     fields = json.loads((folder / "config.json").read_text())
     return {key: value for key, value in fields.items() if key not in _FREE_KEYS}
-
-
-def _shapes(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of every tensor, from the headers of the files. Raises CheckpointError."""
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            header.pop("__metadata__", None)
-            shapes |= {k: (v["dtype"], tuple(v["shape"])) for k, v in header.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
-            raise CheckpointError(f"{path.name} cannot be read ({error})") from error
-    return shapes

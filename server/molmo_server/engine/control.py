@@ -16,12 +16,16 @@ import asyncio
 import logging
 import time
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.datastructures import State
+
+from molmo_core.errors import CheckpointError
+from molmo_server.checkpoint import weight_differences
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class WeightSwapper:
         may be half loaded.
         """
         async with self._lock:
+            await self._check(folder)
             clock = _Clock()
             await self._client.pause_generation(mode="wait", clear_cache=False)
             clock.note("pause")
@@ -68,6 +73,15 @@ class WeightSwapper:
             await self._client.resume_generation()
             clock.note("resume")
             return clock.seconds
+
+    async def _check(self, folder: str) -> None:
+        """vLLM would keep the old tensor where one is missing, and break on another shape."""
+        try:
+            wrong = await asyncio.to_thread(weight_differences, Path(self.folder), Path(folder))
+        except CheckpointError as error:
+            wrong = [error.message]
+        if wrong:
+            raise SwapFailed(f"nothing was loaded: {'; '.join(wrong)}", is_restored=True)
 
     async def _load(self, folder: str) -> None:
         await self._client.collective_rpc("reload_weights", kwargs={"weights_path": folder})
