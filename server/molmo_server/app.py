@@ -15,14 +15,14 @@ from molmo_core import __version__
 from molmo_core.checkpoint_store import CheckpointStore
 from molmo_server.admission import Admission
 from molmo_server.chat_request import ChatRequest
-from molmo_server.checkpoint import Checkpoint, read_checkpoint
+from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint
+from molmo_server.checkpoints.rollout import LiveCheckpoint, Rollout
 from molmo_server.engine_pool import EnginePool, EngineProcess
 from molmo_server.engine_pool.swap import SwapLimits
 from molmo_server.errors import install_error_handlers
 from molmo_server.gateway import Gateway
 from molmo_server.grounding import VERBS
 from molmo_server.media import MediaGate
-from molmo_server.rollout import LiveCheckpoint, Rollout
 from molmo_server.routes.admin import admin_router
 from molmo_server.routes.chat import chat_router
 from molmo_server.routes.ops import ops_router

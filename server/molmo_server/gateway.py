@@ -16,11 +16,11 @@ from molmo_core import api
 from molmo_core.errors import EngineFailed, NotFound
 from molmo_core.prompts import Turn
 from molmo_server.admission import Admission
-from molmo_server.checkpoint import Checkpoint
+from molmo_server.checkpoints.folder import Checkpoint
+from molmo_server.checkpoints.rollout import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply
 from molmo_server.media import MediaGate
 from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
-from molmo_server.rollout import LiveCheckpoint
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Metrics
 

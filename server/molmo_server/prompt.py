@@ -19,7 +19,7 @@ from molmo_core.images import count_image_tokens
 from molmo_core.prompts import Turn, fold_system, render_chat
 from molmo_core.tokens import IMAGE, VIDEO, find_control_token
 from molmo_core.videos import frame_tokens, timestamp_text
-from molmo_server.checkpoint import Checkpoint
+from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.media import CheckedMedia
 
 _LONG_TEXT_CHARS = 20_000

@@ -33,7 +33,7 @@ from pydantic import ValidationError
 
 from molmo_core.errors import CheckpointError
 from molmo_server.app import create_app
-from molmo_server.checkpoint import Checkpoint, read_checkpoint
+from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint
 from molmo_server.engine.launch import EngineSettings, engine_command
 from molmo_server.engine_pool import (
     EngineAddress,

@@ -15,7 +15,7 @@ from molmo_client.draw import PALETTE, Style, open_image
 from molmo_core.clips import draw_frame, sample_clip, write_clip
 from molmo_core.scenes import parse_query
 from molmo_core.videos import sample_times
-from molmo_server.checkpoint import read_checkpoint
+from molmo_server.checkpoints.folder import read_checkpoint
 from tests.client.example_scene import EXAMPLE_SCENE
 from tests.demo.browsing import ask, drawn_picture, drawn_video, opened, upload
 from tests.evals.oracle import points_text, tracks_text

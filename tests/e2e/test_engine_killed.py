@@ -18,7 +18,7 @@ import httpx2
 import orjson
 import pytest
 
-from molmo_server.checkpoint import read_checkpoint
+from molmo_server.checkpoints.folder import read_checkpoint
 from molmo_server.engine_pool import EnginePool, SupervisedEngine
 from molmo_server.serve import build_engines
 from molmo_server.settings import MolmoSettings

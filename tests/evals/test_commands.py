@@ -11,7 +11,7 @@ from molmo_client import RetryPolicy
 from molmo_client.__main__ import main
 from molmo_evals.task import find_task
 from molmo_evals.tasks.scenes import GROUPS
-from molmo_server.checkpoint import read_checkpoint
+from molmo_server.checkpoints.folder import read_checkpoint
 from tests.evals.conftest import oracle_of
 from tests.support.gateway import RunningGateway
 

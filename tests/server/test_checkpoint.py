@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from molmo_core.errors import CheckpointError
-from molmo_server.checkpoint import read_checkpoint
+from molmo_server.checkpoints.folder import read_checkpoint
 from tests.support.gateway import write_folder
 
 

@@ -12,9 +12,9 @@ import httpx2
 import pytest
 
 from molmo_core.checkpoint_store import CheckpointStore, Probe
+from molmo_server.checkpoints.rollout import differences
 from molmo_server.engine_pool.fake import FakeEngine
 from molmo_server.engine_pool.swap import compare_probe
-from molmo_server.rollout import differences
 from tests.support.gateway import RunningGateway, events_of, running_gateway, until, write_folder
 
 KEY = "secret"

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from starlette.datastructures import State
 
 from molmo_core.errors import CheckpointError
-from molmo_server.checkpoint import weight_differences
+from molmo_server.checkpoints.folder import weight_differences
 
 logger = logging.getLogger(__name__)
 

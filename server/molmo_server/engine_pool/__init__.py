@@ -5,6 +5,7 @@ remote      RemoteEngine: one engine at a Unix socket or URL; health and readine
 supervisor  SupervisedEngine: the same, of which the process is ours: start, restart, kill, drain
 watchdog    the small parent process that ends an engine when the gateway is gone
 pool        EnginePool: which engine answers; one retry before the first byte
+swap        other weights under a running engine, checked before it takes requests again
 fake        a scripted engine for tests
 
 What runs inside an engine process is the package `molmo_server.engine`.

@@ -6,7 +6,7 @@ publisher computed them, and only then takes requests again. Whatever goes wrong
 weights: put back in place, or by starting the process anew.
 
 Knows: the order of the steps and what each failure means. Does not know: where checkpoints come
-from, whether they fit (`molmo_server.rollout`). Source: vLLM's behaviour as tried in
+from, whether they fit (`molmo_server.checkpoints.rollout`). Source: vLLM's behaviour as tried in
 docs/fidelity.md and serving notes.
 """
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Header
 
 from molmo_core import api
 from molmo_core.errors import Unauthorised
-from molmo_server.rollout import Rollout
+from molmo_server.checkpoints.rollout import Rollout
 
 
 def admin_router(rollout: Rollout, key: str | None) -> APIRouter:

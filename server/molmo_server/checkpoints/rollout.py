@@ -24,7 +24,7 @@ from typing import Literal
 
 from molmo_core.checkpoint_store import CheckpointStore, Manifest, Probe
 from molmo_core.errors import Busy, CheckpointError, NotFound
-from molmo_server.checkpoint import Checkpoint, read_checkpoint, weight_differences
+from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint, weight_differences
 from molmo_server.engine_pool import EnginePool, EngineProcess
 from molmo_server.engine_pool.swap import SwapLimits, Weights, swap_in_place
 
