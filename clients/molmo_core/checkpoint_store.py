@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from molmo_core.errors import CheckpointError
 
@@ -57,6 +57,15 @@ class Probe(_Record):
     answer_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """Of each token of the greedy answer, in nats."""
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Probe:
+        if len(self.answer_ids) != len(self.logprobs):
+            raise ValueError(
+                f"{len(self.answer_ids)} answer_ids and {len(self.logprobs)} logprobs; there must "
+                "be one for each"
+            )
+        return self
 
 
 class Manifest(_Record):
@@ -186,17 +195,17 @@ class CheckpointStore:
         if keep < 1:
             raise ValueError(f"keep is {keep}; at least one checkpoint stays")
         ids = self.ids()
-        kept = {*ids[-keep:], self.current(), *self.live()}
         removed = []
-        for checkpoint_id in ids:
-            if checkpoint_id in kept:
+        for checkpoint_id in ids[:-keep]:
+            if checkpoint_id in {self.current(), *self.live()}:  # asked anew: removing takes time
                 continue
             # First out of sight, so that nobody opens what is going.
             doomed = self.folder / _STAGING / uuid.uuid4().hex
             doomed.parent.mkdir(exist_ok=True)
-            os.rename(self.folder / _CHECKPOINTS / checkpoint_id, doomed)
-            shutil.rmtree(doomed)
-            removed.append(checkpoint_id)
+            with suppress(FileNotFoundError):  # another publisher retires as well
+                os.rename(self.folder / _CHECKPOINTS / checkpoint_id, doomed)
+                shutil.rmtree(doomed)
+                removed.append(checkpoint_id)
         return removed
 
     # --- who serves what ------------------------------------------------------------------------
@@ -207,8 +216,11 @@ class CheckpointStore:
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{holder}.{uuid.uuid4().hex}"
         lease = {"ids": sorted(checkpoint_ids), "until": time.time() + _LEASE_S}
-        partial.write_text(json.dumps(lease))
-        os.replace(partial, folder / f"{holder}.json")
+        try:
+            partial.write_text(json.dumps(lease))
+            os.replace(partial, folder / f"{holder}.json")
+        finally:
+            partial.unlink(missing_ok=True)
 
     def release(self, holder: str) -> None:
         (self.folder / _LIVE / f"{holder}.json").unlink(missing_ok=True)

@@ -78,13 +78,13 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engines.start()
-        watching = asyncio.create_task(rollout.watch()) if rollout.store else None
+        watching = rollout.start_watching()
         try:
             yield
         finally:
-            if watching is not None:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+            for task in watching:
+                task.cancel()
+            await asyncio.gather(*watching, return_exceptions=True)
             await engines.stop(drain_s=settings.drain_s)
 
     app = FastAPI(

@@ -75,6 +75,7 @@ class Gateway:
             async with self.engines.open(
                 body, request_id=request_id, deadline=deadline, whole=whole
             ) as reply:
+                self._check_answering(question.model, self.id_of(reply))
                 yield prompt, reply
 
     async def complete(self, question: Question, *, request_id: str) -> Completion:
@@ -112,6 +113,15 @@ class Gateway:
                 **question.options,
             }
         )
+
+    def _check_answering(self, name: str | None, answering: str) -> None:
+        """Whoever names a checkpoint gets no other, also when it changes while they wait."""
+        if name not in (None, self.settings.served_name, answering):
+            raise NotFound(
+                f"{str(name)[:100]!r} is served no more, {answering} is: ask for that, or for "
+                f"{self.settings.served_name}",
+                param="model",
+            )
 
     def _check_model(self, name: str | None) -> None:
         known = (self.settings.served_name, self.checkpoint.id)

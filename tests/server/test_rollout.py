@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import pytest
 
 from molmo_core.checkpoint_store import CheckpointStore, Probe
 from molmo_server.checkpoints.rollout import differences
-from molmo_server.engine_pool.fake import FakeEngine
-from molmo_server.engine_pool.swap import compare_probe
+from molmo_server.engine_pool.fake import FakeEngine, question_of
+from molmo_server.engine_pool.swap import SwapLimits, Weights, compare_probe, swap_in_place
+from tests.server.processes import fake_process
 from tests.support.gateway import RunningGateway, events_of, running_gateway, until, write_folder
 
 KEY = "secret"
@@ -89,7 +91,8 @@ def test_what_becomes_current_in_the_store_is_served(
     assert who_answers(gateway) == second
     assert gateway.engine.loaded == [second]
     assert state(gateway)["previous"] == first
-    until(lambda: store.live() == {first} or store.live() == {first, second})
+    assert store.live() == {first, second}  # retention leaves both
+    assert store.retire(1) == []
     store.set_current(first)
     until(lambda: state(gateway)["current"] == first)
     assert who_answers(gateway) == first
@@ -110,7 +113,7 @@ def test_requests_in_flight_end_on_their_weights_and_later_ones_wait(
 
     early = threading.Thread(target=ask, args=("early",))
     early.start()
-    until(lambda: len(gateway.engine.requests) > 0)
+    until(lambda: question_of(gateway.engine.requests[-1]).startswith("early"))
     loading = threading.Thread(target=activate, args=(gateway, first))
     loading.start()
     until(lambda: state(gateway)["is_loading"])
@@ -136,9 +139,7 @@ def test_a_second_change_meanwhile_is_told_to_wait(
 def assert_refused(gateway: RunningGateway, checkpoint_id: str, served: str, why: str) -> None:
     response = activate(gateway, checkpoint_id)
     assert response.status_code == 500
-    message = response.json()["error"]["message"]
-    assert why in message
-    assert message.endswith(f"{served} still is")
+    assert why in response.json()["error"]["message"]
     refused = [e for e in state(gateway)["history"] if e["checkpoint"] == checkpoint_id]
     assert refused[-1]["outcome"] == "refused"
     assert why in refused[-1]["reason"]
@@ -181,6 +182,78 @@ def test_weights_that_answer_otherwise_than_published_are_put_back(
         unfollowing, second, first, "log-probability of token 0 is -1.5000, published -1.0000"
     )
     assert unfollowing.engine.loaded == [second, first]
+    refused = state(unfollowing)["history"][0]
+    assert refused["reason"].endswith(f"{first} was put back")
+
+
+def test_when_the_old_ones_cannot_be_put_back_nobody_gets_the_new_ones(
+    unfollowing: RunningGateway, store: CheckpointStore, first: str
+) -> None:
+    second = publish(store, 1)
+    unfollowing.engine.logprobs = {second: -1.5}
+    unfollowing.engine.load_statuses = [200, 409]
+    response = activate(unfollowing, second)
+    assert f"{first} could not be put back" in response.json()["error"]["message"]
+    for _ in range(5):
+        assert unfollowing.http.get("/ready").status_code == 503
+        time.sleep(0.05)
+
+
+def test_an_engine_that_comes_back_with_other_weights_takes_no_requests(
+    unfollowing: RunningGateway, store: CheckpointStore, first: str
+) -> None:
+    second = publish(store, 1)
+    assert activate(unfollowing, second).status_code == 200
+    assert unfollowing.is_ready()
+    unfollowing.engine.loaded.clear()  # as if its owner had started it again
+    until(lambda: not unfollowing.is_ready())
+    reason = unfollowing.http.get("/ready").json()["error"]["message"]
+    assert "other weights than it was told to load" in reason
+    time.sleep(0.3)
+    assert not unfollowing.is_ready()
+
+
+def test_a_probe_that_cannot_be_answered_is_no_pass(
+    unfollowing: RunningGateway, store: CheckpointStore, first: str
+) -> None:
+    probe = Probe(question="[500]", answer_ids=(7,), logprobs=(-1.0,))
+    second = publish(store, 1, probes=(probe,))
+    assert_refused(unfollowing, second, first, "probe 0 was not answered")
+
+
+def test_requests_that_do_not_end_stop_the_change_and_nothing_else(
+    store: CheckpointStore, first: str, tmp_path: Path
+) -> None:
+    fields = {"store": store.folder, "admin_key": KEY, "follows_store": False}
+    engine = FakeEngine()
+    with running_gateway(None, tmp_path, engine, swap_drain_s=0.3, **fields) as running:
+        second = publish(store, 1)
+        engine.seconds_per_piece = 0.1
+        asking = threading.Thread(target=running.stream_bytes, args=("a [slow] one",))
+        asking.start()
+        until(lambda: len(engine.requests) > 0)
+        message = activate(running, second).json()["error"]["message"]
+        assert "1 requests were still in flight after 0.3 s; nothing was loaded" in message
+        asking.join(timeout=30)
+        assert who_answers(running) == first
+        assert engine.loaded == []
+
+
+def test_whoever_names_a_checkpoint_gets_no_other(
+    gateway: RunningGateway, store: CheckpointStore, first: str
+) -> None:
+    assert gateway.chat("red circle", model=first).status_code == 200
+    second = publish(store, 1)
+    until(lambda: state(gateway)["current"] == second)
+    assert gateway.chat("red circle", model=first).status_code == 404
+    assert gateway.chat("red circle", model=second).status_code == 200
+    assert gateway.chat("red circle", model="molmo2").status_code == 200
+
+
+def test_an_unknown_one_is_not_found(gateway: RunningGateway, first: str) -> None:
+    response = activate(gateway, "other")
+    assert response.status_code == 404
+    assert f"the last ones of the store are: {first}" in response.json()["error"]["message"]
 
 
 def test_an_engine_with_unknown_weights_takes_no_requests(
@@ -275,6 +348,16 @@ def test_rolling_back_in_one_call(
     assert outcomes == ["superseded", "serving"]
 
 
+def test_an_engine_of_ours_must_be_told_how_it_starts_with_the_new_ones(tmp_path: Path) -> None:
+    async def swap() -> None:
+        weights = Weights(folder=tmp_path, id="a")
+        limits = SwapLimits()
+        await swap_in_place(fake_process(tmp_path), weights, weights, model="m", limits=limits)
+
+    with pytest.raises(ValueError, match="how it starts with the new weights"):
+        asyncio.run(swap())
+
+
 def test_the_key(gateway: RunningGateway, first: str, tmp_path: Path) -> None:
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": ""}):
         response = gateway.http.get("/admin/checkpoints", headers=headers)
@@ -289,23 +372,29 @@ def test_the_key(gateway: RunningGateway, first: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "logprobs", "why"),
+    ("tables", "why"),
     [
-        ((7, 7), (-1.0, -1.0), None),
-        ((7, 7), (-1.009, -0.991), None),
-        ((7, 7), (-1.0, -1.02), "token 1 is -1.0200, published -1.0000"),
-        ((7,), (-1.0,), "ends after 1 tokens, published are 2"),
-        ((7, 7), (-1.0, None), "token 1 is None"),
-        ((7, 7), (float("nan"), -1.0), "token 0 is nan"),
-        ((8, 1), (-1.0, -9.0), None),  # as probable: another choice is no fault
-        ((8, 1), (-0.5, -1.0), "token 0 is -0.5000"),
+        (({7: -1.0}, {7: -1.0}), None),
+        (({7: -1.009, 1: -2.0}, {7: -0.991}), None),
+        (({7: -1.0}, {7: -1.02}), "token 1 is -1.0200, published -1.0000"),
+        (({7: -1.0},), "ends after 1 tokens, published are 2"),
+        (({7: -1.0}, {7: None}), "token 1 is 7, published is 7"),
+        (({7: float("nan")}, {7: -1.0}), "token 0 is 7, published is 7"),
+        (({8: -1.0, 7: -1.0}, {1: -9.0}), None),  # as probable: another choice is no fault
+        (({8: -0.001, 7: -7.0}, {7: -1.0}), "token 0 is -7.0000, published -1.0000"),
+        (({8: -1.0, 9: -1.0}, {7: -1.0}), "token 0 is 8, published is 7"),
     ],
 )
 def test_probes_are_compared_token_by_token(
-    ids: tuple[int, ...], logprobs: tuple[float | None, ...], why: str | None
+    tables: tuple[dict[int, float | None], ...], why: str | None
 ) -> None:
-    found = compare_probe(PROBE, ids, logprobs, 1e-2)
+    found = compare_probe(PROBE, tables, 1e-2)
     assert found is None if why is None else why in str(found)
+
+
+def test_a_probe_without_a_number_for_each_token_is_none() -> None:
+    with pytest.raises(ValueError, match="2 answer_ids and 1 logprobs"):
+        Probe(question="Hi", answer_ids=(1, 2), logprobs=(-1.0,))
 
 
 def test_equal_folders_do_not_differ(tmp_path: Path) -> None:

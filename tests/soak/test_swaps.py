@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -25,7 +26,7 @@ from molmo_core.checkpoint_store import CheckpointStore
 from molmo_core.prompts import Turn
 from molmo_server.checkpoints.folder import read_checkpoint
 from molmo_server.engine_pool import EnginePool
-from molmo_server.serve import build_engines
+from molmo_server.serve import build_engines, engine_process
 from molmo_server.settings import MolmoSettings
 from molmo_training.checkpoints.opened import open_checkpoint
 from molmo_training.checkpoints.publish import compute_probes
@@ -164,7 +165,8 @@ def serving(published: Published, folder: Path) -> Iterator[tuple[str, float]]:
         return build_engines(settings, checkpoint, socket_dir=folder, log_dir=folder)
 
     began = time.monotonic()
-    with serve_in_thread(settings, engines) as url, httpx2.Client(base_url=url) as http:
+    process_of = partial(engine_process, settings, socket_dir=folder, log_dir=folder)
+    with serve_in_thread(settings, engines, process_of) as url, httpx2.Client(base_url=url) as http:
         until(lambda: http.get("/ready").status_code == 200, START_LIMIT_S)
         yield url, time.monotonic() - began
 

@@ -22,7 +22,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from molmo_core.tokens import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START
 from molmo_server.app import create_app
-from molmo_server.engine_pool import EngineAddress, EnginePool, EngineTiming, RemoteEngine
+from molmo_server.checkpoints.folder import Checkpoint
+from molmo_server.engine_pool import (
+    EngineAddress,
+    EnginePool,
+    EngineProcess,
+    EngineTiming,
+    RemoteEngine,
+)
 from molmo_server.engine_pool.fake import FakeEngine, serve_fake
 from molmo_server.settings import MolmoSettings
 
@@ -131,13 +138,17 @@ def events_of(stream: bytes) -> list[Any]:
 
 
 @contextmanager
-def serve_in_thread(settings: MolmoSettings, engines: Callable[[], EnginePool]) -> Iterator[str]:
+def serve_in_thread(
+    settings: MolmoSettings,
+    engines: Callable[[], EnginePool],
+    process_of: Callable[[Checkpoint], EngineProcess] | None = None,
+) -> Iterator[str]:
     """The application on a port of its own, with an event loop of its own; yields its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
     started: list[uvicorn.Server] = []
 
     async def serve() -> None:
-        app = create_app(settings, engines())
+        app = create_app(settings, engines(), process_of=process_of)
         config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5)
         started.append(uvicorn.Server(config))
         await started[0].serve(sockets=[listener])

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import os
 import socket
 import time
@@ -22,11 +21,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from molmo_core.checkpoint_store import CheckpointStore, Manifest, Probe
+from molmo_core.checkpoint_store import (
+    MANIFEST,
+    CheckpointStore,
+    Manifest,
+    Probe,
+    read_manifest,
+)
 from molmo_core.errors import Busy, CheckpointError, NotFound
 from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint, weight_differences
-from molmo_server.engine_pool import EnginePool, EngineProcess
-from molmo_server.engine_pool.swap import SwapLimits, Weights, swap_in_place
+from molmo_server.engine_pool import EnginePool, EngineProcess, RemoteEngine
+from molmo_server.engine_pool.swap import (
+    NotNow,
+    SwapLimits,
+    SwapReport,
+    Weights,
+    swap_in_place,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +49,11 @@ _SETTINGS = (
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
 )
-"""What prompts are made with: it must stay the same under requests that were measured with it."""
+"""What prompts are made with and answers end with, as the engine read it at its start."""
 _FREE_KEYS = ("transformers_version", "auto_map", "_name_or_path", "architectures")
 
 
@@ -87,6 +101,8 @@ class Rollout:
         self._holder = f"{socket.gethostname()}-{os.getpid()}"
         self._lock = asyncio.Lock()
         self._probes: dict[str, tuple[Probe, ...]] = {}
+        if (live.current.folder / MANIFEST).exists():
+            self._probes[live.current.id] = read_manifest(live.current.folder).probes
 
     @property
     def is_loading(self) -> bool:
@@ -109,57 +125,101 @@ class Rollout:
             raise NotFound("nothing else was served since the start; there is no way back")
         return await self.activate(self.live.previous.id)
 
-    async def watch(self) -> None:
-        """Follow the store's pointer until cancelled; what was refused is not tried again.
+    def start_watching(self) -> list[asyncio.Task[None]]:
+        """The tasks that follow the store; none without one."""
+        if self.store is None:
+            return []
+        tasks = [asyncio.create_task(self.follow()), asyncio.create_task(self.keep_lease())]
+        for task in tasks:
+            task.add_done_callback(_complain_about)
+        return tasks
 
-        Meanwhile the store is told what is served, so that it is not removed.
+    async def follow(self) -> None:
+        """Follow the store's pointer until cancelled.
+
+        What was refused is not tried again before the pointer has moved; what only could not be
+        tried now is.
         """
-        seen: str | None = self.live.current.id
-        held_at = -math.inf
+        if not self._follows:
+            return
+        heard: str | None = self.live.current.id
+        told = ""
         while True:
             await asyncio.sleep(_POLL_S)
             try:
-                if time.monotonic() - held_at > _HOLD_EVERY_S:
-                    await asyncio.to_thread(self._hold)
-                    held_at = time.monotonic()
                 wanted = await asyncio.to_thread(self._pointer)
+                told = ""
             except (CheckpointError, OSError) as error:
-                if seen != str(error):
+                if told != str(error):
                     self._note(checkpoint="?", outcome="refused", reason=str(error))
-                seen = str(error)
+                told = str(error)
                 continue
-            if not self._follows or wanted in (None, seen, self.live.current.id) or self.is_loading:
+            if wanted is None or wanted == heard or self.is_loading:
                 continue
-            seen = wanted
+            heard = wanted
+            if wanted == self.live.current.id:
+                continue
             try:
-                await self.activate(str(wanted))
+                await self.activate(wanted)
+            except Busy:
+                heard = None
             except (CheckpointError, NotFound) as error:
                 logger.error("the store's current checkpoint is not served: %s", error)
+                if isinstance(error.__cause__, NotNow):
+                    heard = None
 
-    def _hold(self) -> None:
-        assert self.store is not None
-        served = {self.live.current.id, *([self.live.previous.id] if self.live.previous else [])}
-        self.store.hold(self._holder, served & set(self.store.ids()))
+    async def keep_lease(self) -> None:
+        """Tell the store what is served, until cancelled, so that retention leaves it alone."""
+        try:
+            while True:
+                await self._hold()
+                await asyncio.sleep(_HOLD_EVERY_S)
+        finally:
+            if self.store is not None:
+                self.store.release(self._holder)
+
+    async def _hold(self, *more: str) -> None:
+        """A store that cannot be written to is served from all the same."""
+        if self.store is None:
+            return
+        previous = [self.live.previous.id] if self.live.previous else []
+        held = {self.live.current.id, *previous, *more}
+        try:
+            await asyncio.to_thread(self.store.hold, self._holder, held)
+        except OSError as error:
+            logger.warning("the store cannot be told what is served: %s", error)
 
     def _pointer(self) -> str | None:
         assert self.store is not None
         return self.store.current()
 
     async def _activate(self, checkpoint_id: str) -> Event:
-        if checkpoint_id == self.live.current.id:
+        loaded = {engine.checkpoint_id or self.live.current.id for engine in self._engines.engines}
+        if loaded == {checkpoint_id} == {self.live.current.id}:
             return self._note(
                 checkpoint=checkpoint_id, outcome="serving", reason="it is served already"
             )
+        self._check_known(checkpoint_id)
+        await self._hold(checkpoint_id)
         try:
             new = await asyncio.to_thread(self._checked, checkpoint_id)
             seconds = await self._load(new)
         except (CheckpointError, OSError) as error:
             self._note(checkpoint=checkpoint_id, outcome="refused", reason=str(error))
-            raise CheckpointError(
-                f"{checkpoint_id} is not served: {error}. {self.live.current.id} still is"
-            ) from error
-        self.live.previous, self.live.current = self.live.current, new
+            raise CheckpointError(f"{checkpoint_id} is not served: {error}") from error
+        if new.id != self.live.current.id:
+            self.live.previous, self.live.current = self.live.current, new
+        await self._hold()
         return self._note(checkpoint=new.id, outcome="serving", reason="activated", seconds=seconds)
+
+    def _check_known(self, checkpoint_id: str) -> None:
+        known = self.store.ids() if self.store else []
+        served = [c.id for c in (self.live.current, self.live.previous) if c is not None]
+        if checkpoint_id not in (*known, *served):
+            raise NotFound(
+                f"there is no checkpoint {checkpoint_id[:100]!r}; the last ones of the store are: "
+                f"{', '.join(known[-5:]) or 'none'}"
+            )
 
     def _checked(self, checkpoint_id: str) -> Checkpoint:
         """The checkpoint, verified and fitting. Raises CheckpointError."""
@@ -174,10 +234,10 @@ class Rollout:
         return new
 
     def _verified(self, checkpoint_id: str) -> tuple[Path, Manifest | None]:
-        previous = self.live.previous
         stored = self.store.ids() if self.store else []
-        if previous is not None and checkpoint_id == previous.id not in stored:
-            return previous.folder, None  # the one of the start need not be in the store
+        for known in (self.live.current, self.live.previous):
+            if known is not None and checkpoint_id == known.id not in stored:
+                return known.folder, None  # the one of the start need not be in the store
         if self.store is None:
             raise CheckpointError("no store was given; start the server with --store FOLDER")
         return self.store.folder_of(checkpoint_id), self.store.verify(checkpoint_id)
@@ -186,29 +246,29 @@ class Rollout:
         """All engines or none: those that have changed go back when a later one fails."""
         old = self.live.current
         seconds: dict[str, float] = {}
-        changed = []
+        changed: list[RemoteEngine] = []
         try:
             for engine in self._engines.engines:
-                report = await swap_in_place(
-                    engine,
-                    self._weights(new),
-                    self._weights(old),
-                    model=self._served_name,
-                    limits=self._limits,
-                )
+                report = await self._swap(engine, new, old)
                 changed.append(engine)
                 seconds |= {f"{engine.name} {k}": v for k, v in report.seconds.items()}
         except CheckpointError:
             for engine in changed:
-                await swap_in_place(
-                    engine,
-                    self._weights(old),
-                    self._weights(new),
-                    model=self._served_name,
-                    limits=self._limits,
-                )
+                try:
+                    await self._swap(engine, old, new)
+                except CheckpointError as worse:  # each answer still names what computed it
+                    logger.error("engine %s keeps %s: %s", engine.name, new.id, worse)
             raise
         return seconds
+
+    async def _swap(self, engine: RemoteEngine, new: Checkpoint, old: Checkpoint) -> SwapReport:
+        return await swap_in_place(
+            engine,
+            self._weights(new),
+            self._weights(old),
+            model=self._served_name,
+            limits=self._limits,
+        )
 
     def _weights(self, checkpoint: Checkpoint) -> Weights:
         return Weights(
@@ -244,6 +304,11 @@ class Rollout:
         self.history.append(event)
         logger.info("checkpoint %s: %s, %s", checkpoint, outcome, reason)
         return event
+
+
+def _complain_about(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        logger.error("the store is followed no more", exc_info=error)
 
 
 def differences(old: Path, new: Path) -> list[str]:

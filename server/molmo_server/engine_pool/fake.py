@@ -71,6 +71,7 @@ class FakeEngine:
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/molmo/weights", self._load)
+        app.router.add_get("/molmo/weights", self._loaded)
         app.router.add_post("/v1/chat/completions", self._chat)
         return app
 
@@ -82,6 +83,9 @@ class FakeEngine:
             text="# HELP vllm:num_requests_running Running.\nvllm:num_requests_running 0\n"
             f'vllm:generation_tokens_total{{engine="0"}} {self.n_tokens}\nprocess_open_fds 7\n'
         )
+
+    async def _loaded(self, request: web.Request) -> web.Response:
+        return web.json_response({"version": self.loaded[-1] if self.loaded else "fake"})
 
     async def _load(self, request: web.Request) -> web.Response:
         wanted = await request.json()
@@ -119,7 +123,7 @@ class FakeEngine:
         if Trick.DIE_LATE in question:
             os.kill(os.getpid(), signal.SIGKILL)
         message = {"role": "assistant", "content": "".join(pieces)}
-        extra = self._tokens(max_tokens) if body.get("return_token_ids") else {}
+        extra = self._tokens(max_tokens) if body.get("return_tokens_as_token_ids") else {}
         choices = [
             {"index": k, "message": message, "finish_reason": finish, **extra}
             for k in range(body.get("n", 1))
@@ -131,8 +135,12 @@ class FakeEngine:
     def _tokens(self, n_tokens: int) -> dict[str, Any]:
         """As asked of probes: always the same token, as probable as the weights say."""
         version = self.loaded[-1] if self.loaded else ""
-        token = {"token": "a", "logprob": self.logprobs.get(version, -1.0)}
-        return {"token_ids": [7] * n_tokens, "logprobs": {"content": [token] * n_tokens}}
+        token: dict[str, Any] = {
+            "token": "token_id:7",
+            "logprob": self.logprobs.get(version, -1.0),
+        }
+        token["top_logprobs"] = [dict(token)]
+        return {"logprobs": {"content": [token] * n_tokens}}
 
     async def _misbehave(self, question: str, request: web.Request) -> web.Response | None:
         self.is_wedged = self.is_wedged or Trick.WEDGE in question

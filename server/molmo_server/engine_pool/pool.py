@@ -93,7 +93,7 @@ class EnginePool:
 
     def _patience(self, latest: float) -> float:
         """Until when a new request waits for an engine: a load is waited for, a doubt shortly."""
-        if any(engine.state is EngineState.LOADING for engine in self.engines):
+        if any(engine.is_held for engine in self.engines):
             return latest
         return min(asyncio.get_running_loop().time() + _SUSPICION_S, latest)
 

@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import aiohttp
+import orjson
 
 from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
 from molmo_server.engine_pool.exchange import (
@@ -88,6 +89,9 @@ class RemoteEngine:
         self._wake = asyncio.Event()
         self._must_probe = False
         self._held = self._lost = ""
+        self._is_loading = False
+        self._loaded_id: str | None = None
+        """What we had it load since it was started."""
         self._last_bytes_at = 0.0
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
@@ -137,14 +141,19 @@ class RemoteEngine:
         if self.state is EngineState.READY:
             self.set_state(EngineState.LOADING, reason)
 
+    @property
+    def is_held(self) -> bool:
+        return bool(self._held)
+
     def lose(self, reason: str) -> None:
         """Its weights are unknown: only a new start makes it take requests again."""
         self._lost = reason
-        self.set_state(EngineState.SUSPECT, reason)
+        if self.state is not EngineState.FAILED:
+            self.set_state(EngineState.SUSPECT, reason)
 
     def release(self) -> None:
         """Take requests again, when the engine is well."""
-        self._held = ""
+        self._held, self._is_loading = "", False
         if self.state is EngineState.LOADING:
             self.set_state(EngineState.READY, "answers")
 
@@ -204,6 +213,8 @@ class RemoteEngine:
         when its weights are unknown, EngineUnavailable when it is lost or takes too long.
         """
         assert self._session is not None, "start the engine first"
+        self._is_loading = True
+        self._loaded_id = None
         body = {"folder": str(folder), "version": version}
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
@@ -213,7 +224,7 @@ class RemoteEngine:
             raise lost_on_the_way(error) from error
         if response.status != 200:
             raise failure(response.status, content)
-        self.checkpoint_id = version
+        self.checkpoint_id = self._loaded_id = version
 
     async def restart(self) -> None:
         """Begin anew with the checkpoint it was started with; one of others is not ours to."""
@@ -264,7 +275,14 @@ class RemoteEngine:
             status, _ = await self._get("/health")
             silence_s = clock() - self._last_bytes_at if self.n_in_flight else 0.0
             must_probe = self._must_probe or silence_s > self._timing.hang_grace_s
-            must_probe = must_probe and not self._held  # whoever holds it probes it
+            if self._is_loading:  # whoever has it load knows how long that may take, and probes it
+                last_good = clock()
+                continue
+            if status == 200 and not await self._has_what_it_loaded():
+                self.lose(
+                    "it has other weights than it was told to load; start it and the gateway again"
+                )
+                return self._lost
             if status == 200 and (not must_probe or await self._generates()):
                 self._must_probe = False
                 last_good = clock()
@@ -275,6 +293,17 @@ class RemoteEngine:
                 return "the engine says that it is dead"
             if clock() - last_good > self._timing.hang_grace_s:
                 return f"the engine did not answer for {self._timing.hang_grace_s:g} s"
+
+    async def _has_what_it_loaded(self) -> bool:
+        """Whether an engine that we had load other weights has them still."""
+        expected = self._loaded_id
+        if expected is None:
+            return True
+        status, text = await self._get(WEIGHTS_PATH)
+        if status != 200 or self._loaded_id != expected:
+            return True  # it does not say now, or another load has begun meanwhile
+        content = orjson.loads(text)
+        return isinstance(content, dict) and content.get("version") == expected
 
     async def _generates(self) -> bool:
         """Whether a short request is answered, or, with much to do, tokens are counted."""

@@ -129,7 +129,6 @@ class SupervisedEngine(RemoteEngine):
         how.socket.unlink(missing_ok=True)  # vLLM leaves it behind, and cannot bind to it again
         if how.log.exists():
             how.log.replace(how.log.with_suffix(".previous.log"))
-        self._lost = ""
         with how.log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", str(watchdog.__file__), *how.argv),
@@ -139,6 +138,7 @@ class SupervisedEngine(RemoteEngine):
                 env={**os.environ, **how.environment},
                 start_new_session=True,
             )
+        self._lost, self._loaded_id = "", None  # it begins with what its command says
 
     async def _until_ready(self) -> str | None:
         """Start the process; None when it is ready, else why not."""

@@ -7,16 +7,14 @@ weights: put back in place, or by starting the process anew.
 
 Knows: the order of the steps and what each failure means. Does not know: where checkpoints come
 from, whether they fit (`molmo_server.checkpoints.rollout`). Source: vLLM's behaviour as tried in
-docs/fidelity.md and serving notes.
+tests/server/engine/test_engine_swap.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,11 @@ from molmo_core.errors import CheckpointError, EngineFailed, EngineRefused, Engi
 from molmo_server.engine_pool.remote import RemoteEngine
 from molmo_server.engine_pool.supervisor import EngineProcess, SupervisedEngine
 
-logger = logging.getLogger(__name__)
+_N_ALTERNATIVES = 5
+
+
+class NotNow(CheckpointError):
+    """Nothing was tried: the engine was not to be had. Worth another try later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,41 +66,32 @@ async def swap_in_place(
 ) -> SwapReport:
     """Have `engine` serve `new` instead of `old`; `model` is the name it serves under.
 
-    Raises CheckpointError saying why not; the engine then serves `old`, or is starting with it.
+    Raises CheckpointError saying why not; the engine then has `old`, or has to start with it and
+    takes no requests until it did.
     """
+    if isinstance(engine, SupervisedEngine) and new.process is None:
+        raise ValueError("an engine of ours must be told how it starts with the new weights")
     clock = asyncio.get_running_loop().time
     seconds: dict[str, float] = {}
+    began = clock()
+    await _wait_until_ready(engine, limits.drain_s)
     engine.hold(f"loading {new.id}")
     try:
-        began = clock()
         if not await engine.drained(limits.drain_s):
-            raise CheckpointError(
+            raise NotNow(
                 f"{engine.n_in_flight} requests were still in flight after {limits.drain_s:g} s; "
-                "nothing was loaded: activate it again when there is less to do"
+                "nothing was loaded"
             )
         seconds["drain"] = clock() - began
         began = clock()
         try:
-            await engine.load_weights(new.folder, new.id, timeout_s=limits.load_s)
-        except EngineRefused as error:
-            raise CheckpointError(
-                f"the engine could not load {new.id} and serves {old.id} again: {error.message}"
-            ) from error
-        except (EngineFailed, EngineUnavailable) as error:
+            await _load_and_check(engine, new, old, model, limits)
+        except CheckpointError:
+            raise
+        except BaseException:  # cancelled, or a fault of ours: what is loaded is not known
             await _begin_anew(engine, old)
-            raise CheckpointError(
-                f"the engine was lost while loading {new.id} and is starting with {old.id}: "
-                f"{error.message}"
-            ) from error
+            raise
         seconds["load"] = clock() - began
-        began = clock()
-        if wrong := await _wrong_probes(engine, new, model, limits):
-            await _put_back(engine, old, model, limits)
-            raise CheckpointError(
-                f"{new.id} was loaded and does not answer as published ({'; '.join(wrong)}); "
-                f"{old.id} serves again"
-            )
-        seconds["probe"] = clock() - began
         if isinstance(engine, SupervisedEngine) and new.process is not None:
             engine.adopt(new.process)
         return SwapReport(seconds={name: round(value, 4) for name, value in seconds.items()})
@@ -106,20 +99,56 @@ async def swap_in_place(
         engine.release()
 
 
-async def _put_back(engine: RemoteEngine, old: Weights, model: str, limits: SwapLimits) -> None:
+async def _wait_until_ready(engine: RemoteEngine, limit_s: float) -> None:
+    """Raises NotNow: an engine that is starting would be killed by a load that fails."""
+    try:
+        async with asyncio.timeout(limit_s):
+            await engine.ready.wait()
+    except TimeoutError as error:
+        raise NotNow(
+            f"engine {engine.name} is {engine.state.value}: {engine.reason}; nothing was loaded"
+        ) from error
+
+
+async def _load_and_check(
+    engine: RemoteEngine, new: Weights, old: Weights, model: str, limits: SwapLimits
+) -> None:
+    """Raises CheckpointError when the engine has, or is starting with, its old weights."""
+    try:
+        await engine.load_weights(new.folder, new.id, timeout_s=limits.load_s)
+    except EngineRefused as error:
+        raise CheckpointError(
+            f"the engine could not load {new.id} and has {old.id} again: {error.message}"
+        ) from error
+    except (EngineFailed, EngineUnavailable) as error:
+        await _begin_anew(engine, old)
+        raise CheckpointError(
+            f"the engine was lost while loading {new.id} and has to start with {old.id}: "
+            f"{error.message}"
+        ) from error
+    if wrong := await _wrong_probes(engine, new, model, limits):
+        outcome = await _put_back(engine, old, model, limits)
+        raise CheckpointError(
+            f"{new.id} was loaded and does not answer as published ({'; '.join(wrong)}); {outcome}"
+        )
+
+
+async def _put_back(engine: RemoteEngine, old: Weights, model: str, limits: SwapLimits) -> str:
+    """Returns what came of it."""
     try:
         await engine.load_weights(old.folder, old.id, timeout_s=limits.load_s)
         if wrong := await _wrong_probes(engine, old, model, limits):
             raise EngineFailed(f"the old weights answer otherwise than before: {wrong}")
     except (EngineRefused, EngineFailed, EngineUnavailable) as error:
-        logger.error("engine %s: %s could not be put back: %s", engine.name, old.id, error)
         await _begin_anew(engine, old)
+        return f"{old.id} could not be put back ({error}), the engine has to start with it"
+    return f"{old.id} was put back"
 
 
 async def _begin_anew(engine: RemoteEngine, old: Weights) -> None:
     """Start the process again; until then the engine takes no requests, whatever it says."""
     engine.checkpoint_id = old.id
-    engine.lose("its weights are unknown; it starts anew")
+    engine.lose("its weights are unknown until it is started again")
     await engine.restart()
 
 
@@ -129,47 +158,44 @@ async def _wrong_probes(
     """What differs between the engine's answers and the published ones."""
     wrong = []
     for number, probe in enumerate(weights.probes):
-        began = time.monotonic()
         try:
             async with asyncio.timeout(limits.probe_s):
-                ids, logprobs = await _answer(engine, probe, model)
+                tables = await _answer(engine, probe, model)
         except (EngineRefused, EngineFailed, EngineUnavailable, TimeoutError) as error:
             wrong.append(f"probe {number} was not answered: {error or 'it took too long'}")
             continue
-        if why := compare_probe(probe, ids, logprobs, limits.tolerance):
+        if why := compare_probe(probe, tables, limits.tolerance):
             wrong.append(f"probe {number}: {why}")
-        logger.debug("probe %d took %.3f s", number, time.monotonic() - began)
     return wrong
 
 
 def compare_probe(
-    probe: Probe, ids: Sequence[int], logprobs: Sequence[float | None], tolerance: float
+    probe: Probe, tables: Sequence[Mapping[int, float | None]], tolerance: float
 ) -> str | None:
     """Why an answer is not the published one, None when it is.
 
-    Tokens are compared one by one up to the first other choice, which is excused when both
-    choices are as probable: behind it the answers are about different texts.
+    `tables`: for each token of the answer the log-probabilities of the most probable ids, the
+    chosen one first. The published token's is compared, whatever was chosen: two that are as
+    probable may change places. Behind another choice the answers are about different texts.
     """
-    for place, (expected, log_expected) in enumerate(
+    for place, (expected, published) in enumerate(
         zip(probe.answer_ids, probe.logprobs, strict=True)
     ):
-        if place >= len(ids):
-            return f"the answer ends after {len(ids)} tokens, published are {len(probe.answer_ids)}"
-        got = logprobs[place]
+        if place >= len(tables):
+            return f"it ends after {len(tables)} tokens, published are {len(probe.answer_ids)}"
+        table = tables[place]
+        got = table.get(expected)
         if got is None or not math.isfinite(got):
-            return f"the log-probability of token {place} is {got}"
-        if abs(got - log_expected) > tolerance:
-            return (
-                f"the log-probability of token {place} is {got:.4f}, published {log_expected:.4f}"
-            )
-        if ids[place] != expected:
+            return f"token {place} is {next(iter(table), None)}, published is {expected}"
+        if abs(got - published) > tolerance:
+            return f"the log-probability of token {place} is {got:.4f}, published {published:.4f}"
+        if next(iter(table)) != expected:
             return None
     return None
 
 
-async def _answer(
-    engine: RemoteEngine, probe: Probe, model: str
-) -> tuple[list[int], list[float | None]]:
+async def _answer(engine: RemoteEngine, probe: Probe, model: str) -> list[dict[int, float | None]]:
+    """For each token: id → log-probability, the chosen one first. Raises EngineFailed."""
     content: list[dict[str, Any]] = [{"type": "text", "text": probe.question}]
     if probe.image_png is not None:
         url = f"data:image/png;base64,{probe.image_png}"
@@ -180,10 +206,19 @@ async def _answer(
         "max_tokens": len(probe.answer_ids),
         "temperature": 0,
         "logprobs": True,
-        "return_token_ids": True,
+        "top_logprobs": _N_ALTERNATIVES,
+        "return_tokens_as_token_ids": True,
     }
     asked = engine.open(orjson.dumps(body), request_id=f"probe-{engine.name}", whole=True)
     async with asked as reply:
-        choice = orjson.loads(reply.first)["choices"][0]
-    tokens = (choice.get("logprobs") or {}).get("content") or []
-    return choice.get("token_ids") or [], [token.get("logprob") for token in tokens]
+        try:
+            tokens = orjson.loads(reply.first)["choices"][0]["logprobs"]["content"]
+            return [
+                {
+                    int(one["token"].removeprefix("token_id:")): one["logprob"]
+                    for one in (token, *token["top_logprobs"])
+                }
+                for token in tokens
+            ]
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise EngineFailed(f"the answer cannot be read ({error!r})") from error

@@ -1,7 +1,7 @@
 """From any form of checkpoint to a Hugging Face folder or a native one.
 
-Tensors pass one at a time: the peak is about one tensor, or one file where it is mapped. The
-result appears under its name when it is complete, never before.
+To the Hugging Face layout tensors pass one at a time; torch writes the native file from all of
+them. The result appears under its name when it is complete, never before.
 
 Knows: the order of the steps. Does not know: the forms (`opened`), the layout (`molmo_hf.export`).
 """
@@ -30,6 +30,8 @@ from molmo_training.checkpoints.opened import UNSHARDED, Kind, OpenedCheckpoint
 
 NATIVE_COPY = "native_config.yaml"
 """The native configuration, kept beside the files of an export, for the way back."""
+_SMALL = "model.transformer.ln_f.weight"
+"""Every model has it, and its type is that of the others."""
 SHARD_BYTES = 5_000_000_000
 
 
@@ -49,7 +51,7 @@ def to_hugging_face(
     the weights do not fit the configuration, `out` exists, or the tokenizer cannot be read.
     """
     opened.check_complete()
-    stored = opened.weights.read(EMBEDDING).dtype
+    stored = opened.weights.read(_SMALL).dtype
     if compute_dtype is None and dtype is None and opened.kind is Kind.HF:
         compute_dtype = opened.config.dtype
     with _appearing(out) as partial:

@@ -66,6 +66,8 @@ class OpenedCheckpoint:
     tokenizer_name: str
     """Where the decoder's own tokenizer is; empty when the folder holds the whole tokenizer."""
     notes: tuple[str, ...] = field(default=())
+    step: int | None = None
+    """Of the training, where the folder tells it."""
 
     def tokenizer(self, base: str | None = None) -> PreTrainedTokenizerFast:
         """The complete tokenizer; `base` names a folder or hub instead of `tokenizer_name`.
@@ -158,15 +160,17 @@ def open_checkpoint(path: Path, *, max_model_len: int | None = None) -> OpenedCh
         is_tied=native.is_tied,
         tokenizer_name=_tokenizer_name(folder, native.tokenizer),
         notes=native.notes,
+        step=_step_of(folder),
     )
 
 
 def load_model(opened: OpenedCheckpoint) -> Molmo2ForConditionalGeneration:
     """The model in float32 on the CPU, for comparisons. Raises CheckpointError."""
     opened.check_complete()
-    tensors = {name: opened.weights.read(name).float() for name in opened.weights.shapes()}
     model = Molmo2ForConditionalGeneration(opened.config)
-    model.load_state_dict(tensors)
+    with torch.no_grad():
+        for name, parameter in model.state_dict().items():
+            parameter.copy_(opened.weights.read(name))
     return model.eval()
 
 
@@ -249,7 +253,12 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
         fields["text_config"]["max_position_embeddings"] = max_model_len
     config = Molmo2Config(**fields)
     processor = load_processor(settings)
-    weights = _run_weights(folder) if kind is Kind.RUN else SafetensorsWeights(folder)
+    weights: Weights
+    if kind is Kind.RUN:
+        state = torch.load(folder / RUN_STATE, weights_only=True, map_location="cpu", mmap=True)
+        weights, step = LoadedWeights(state["model"]), int(state["step"])
+    else:
+        weights, step = SafetensorsWeights(folder), None
     return OpenedCheckpoint(
         folder=folder,
         kind=kind,
@@ -259,12 +268,14 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
         weights=WithHead(weights),
         is_tied=HEAD not in weights.shapes(),
         tokenizer_name="",
+        step=step,
     )
 
 
-def _run_weights(folder: Path) -> Weights:
-    state = torch.load(folder / RUN_STATE, weights_only=True, map_location="cpu", mmap=True)
-    return LoadedWeights(state["model"])
+def _step_of(folder: Path) -> int | None:
+    """Native checkpoints tell it by their name."""
+    match = _STEP.fullmatch(folder.name)
+    return int(match[1]) if match else None
 
 
 def _tokenizer_name(folder: Path, name: str) -> str:

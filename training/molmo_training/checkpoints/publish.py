@@ -21,13 +21,7 @@ from molmo_core.prompts import Turn, render_chat, verb_prompt
 from molmo_core.scenes import draw_scene, sample_scene
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_training.checkpoints.convert import SHARD_BYTES, to_hugging_face
-from molmo_training.checkpoints.opened import (
-    RUN_STATE,
-    Kind,
-    OpenedCheckpoint,
-    load_model,
-    open_checkpoint,
-)
+from molmo_training.checkpoints.opened import OpenedCheckpoint, load_model, open_checkpoint
 
 _PROBE_TOKENS = 8
 _PROBE_SEED = 7
@@ -65,8 +59,8 @@ def publish(
         manifest = store.publish(
             out,
             name=name,
-            source=opened.folder.name,
-            step=_step_of(opened),
+            source=source.resolve().name,
+            step=opened.step,
             code_version=__version__,
             created=time.time(),
             bidirectional=opened.config.bidirectional,
@@ -123,12 +117,3 @@ def _png(picture: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
-
-
-def _step_of(opened: OpenedCheckpoint) -> int | None:
-    """Of a run of ours; a native folder tells it by its name."""
-    if opened.kind is Kind.RUN:
-        state = torch.load(opened.folder / RUN_STATE, weights_only=True, mmap=True)
-        return int(state["step"])
-    digits = opened.folder.name.removeprefix("step").removesuffix("-unsharded")
-    return int(digits) if digits.isdigit() else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -204,13 +205,16 @@ def write_settings(folder: Path) -> None:
     """Put beside the run's state what else a checkpoint is made of, unless it is there."""
     settings = folder / RUN_SETTINGS
     if not settings.exists():
+        partial = folder / f"{RUN_SETTINGS}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         save_settings(
-            settings,
+            partial,
             config=tiny_config(),
             tokenizer=load_vocabulary().for_transformers(),
             images=IMAGES,
             videos=VIDEOS,
         )
+        partial.rename(settings)
 
 
 def _teach_tower(trainer: Trainer, recipe: TinyRecipe) -> None:
