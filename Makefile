@@ -8,10 +8,10 @@ RUN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(EXTRA)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup serve demo test check fix bench eval soak tiny lock
+.PHONY: help setup serve demo test check fix bench eval soak tiny hotload-demo lock
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## install everything into .venv (EXTRA=gpu for a GPU machine)
 
@@ -51,6 +51,9 @@ tiny: $(STAMP) ## train molmo2-tiny again, from nothing, and package it (hours)
 	$(RUN)/python -m molmo_training.recipes.tiny runs/tiny $(ARGS)
 	rm -rf runs/molmo2-tiny
 	$(RUN)/python -m molmo_training.package runs/tiny runs/molmo2-tiny
+
+hotload-demo: $(STAMP) ## teach molmo2-tiny something and see the running server answer it
+	deploy/hotload-demo $(ARGS)
 
 lock: ## resolve the requirements again
 	for extra in cpu gpu; do .tools/bin/uv pip compile pyproject.toml --universal \

@@ -168,14 +168,6 @@ def _video(rng: np.random.Generator) -> Example:
 def build_trainer(recipe: TinyRecipe) -> tuple[Trainer, Tokenizing]:
     torch.set_num_threads(recipe.n_threads)
     model = build_model(recipe.seed)
-    adapter = model.config.adapter_config
-    width = model.config.vit_config.hidden_size * len(adapter.vit_layers)
-    probe = ObjectProbes(
-        patch_width=width,
-        width=model.config.text_config.hidden_size,
-        n_shapes=len(SHAPES),
-        n_colours=len(COLOURS),
-    )
     rate = recipe.learning_rate
     config = TrainerConfig(
         folder=recipe.folder,
@@ -186,7 +178,16 @@ def build_trainer(recipe: TinyRecipe) -> tuple[Trainer, Tokenizing]:
         ),
     )
     tokenizing = Tokenizing(encode=load_vocabulary().encode, images=IMAGES, videos=VIDEOS)
-    return Trainer(model, probe, config), tokenizing
+    return Trainer(model, make_probes(model.config), config), tokenizing
+
+
+def make_probes(config: Molmo2Config) -> ObjectProbes:
+    return ObjectProbes(
+        patch_width=config.vit_config.hidden_size * len(config.adapter_config.vit_layers),
+        width=config.text_config.hidden_size,
+        n_shapes=len(SHAPES),
+        n_colours=len(COLOURS),
+    )
 
 
 def train(recipe: TinyRecipe) -> Trainer:
