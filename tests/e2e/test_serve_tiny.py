@@ -87,9 +87,11 @@ def test_the_printed_line_answers_rightly(served: Served) -> None:
     assert ((x_px - circle.x_px) ** 2 + (y_px - circle.y_px) ** 2) ** 0.5 < 0.05 * DIAGONAL_PX
 
 
-def test_another_object_and_one_that_is_not_there(served: Served) -> None:
+def test_other_objects_several_alike_and_one_that_is_not_there(served: Served) -> None:
     with Client(served.url) as client:
         assert max(distances(client, "the green square", "square", "green")) < 0.05
+        assert max(distances(client, "the blue stars", "star", "blue")) < 0.05
+        assert client.count(EXAMPLE, "stars").count == 2
         none = client.point(EXAMPLE, "yellow triangles")
         assert (none.found, none.points) == (False, [])
 
