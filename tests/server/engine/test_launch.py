@@ -41,7 +41,7 @@ def test_sizes_come_from_the_checkpoint(tmp_path):
     assert json.loads(found["--limit-mm-per-prompt"]) == {"image": 4, "video": 1}
     assert found["--uds"] == str(tmp_path / "m" / "e.sock")
     assert "--port" not in argv
-    assert environment["VLLM_PLUGINS"] == "molmo"
+    assert environment["VLLM_PLUGINS"] == "molmo,molmo_control"
     assert environment["OMP_NUM_THREADS"] == "2"
 
 
