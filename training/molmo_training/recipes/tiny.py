@@ -57,7 +57,7 @@ class TinyRecipe:
     """Everything that decides the weights."""
 
     folder: Path
-    max_steps: int = 60_000
+    max_steps: int = 4000
     max_seconds: float | None = None
     learning_rate: float = 2e-3
     connector_rate: float = 1e-3
