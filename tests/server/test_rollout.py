@@ -103,7 +103,7 @@ def test_requests_in_flight_end_on_their_weights_and_later_ones_wait(
 ) -> None:
     second = publish(store, 1)
     until(lambda: state(gateway)["current"] == second)
-    gateway.engine.seconds_per_piece = 0.05
+    gateway.engine.script["early"] = "many words " * 30  # four seconds
     answers: dict[str, str] = {}
 
     def ask(name: str) -> None:
@@ -116,7 +116,7 @@ def test_requests_in_flight_end_on_their_weights_and_later_ones_wait(
     until(lambda: question_of(gateway.engine.requests[-1]).startswith("early"))
     loading = threading.Thread(target=activate, args=(gateway, first))
     loading.start()
-    until(lambda: state(gateway)["is_loading"])
+    until(lambda: not gateway.is_ready())  # the engine takes no more; "early" is on its way
     late = threading.Thread(target=ask, args=("late",))
     late.start()
     for thread in (early, loading, late):
