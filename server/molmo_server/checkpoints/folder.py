@@ -24,13 +24,13 @@ from tokenizers import Tokenizer
 from molmo_core.checkpoint_store import MANIFEST, read_manifest
 from molmo_core.errors import CheckpointError
 from molmo_core.images import ImageGeometry
+from molmo_core.safetensors_header import read_header
 from molmo_core.videos import VideoGeometry
 
 _UNFIT_FOR_HEADERS = re.compile(r"[^A-Za-z0-9._-]")
 _EXPECTED = "expected a Hugging Face folder with config, processor, tokenizer and safetensors"
 _N_BLOCKS = 64
 _BLOCK_BYTES = 4096
-_LONGEST_HEADER = 100_000_000  # the format's own limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +100,7 @@ def _shapes(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            with path.open("rb") as file:
-                n_header = int.from_bytes(file.read(8), "little")
-                if n_header > _LONGEST_HEADER:
-                    raise ValueError(f"its header would have {n_header} bytes")
-                header = json.loads(file.read(n_header))
-            header.pop("__metadata__", None)
+            header, _ = read_header(path)
             shapes |= {k: (v["dtype"], tuple(v["shape"])) for k, v in header.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path.name} cannot be read ({error})") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from molmo_hf.export import EMBEDDING, HEAD
+from molmo_hf.export import HEAD
 from molmo_hf.weight_files import Weights
 
 NATIVE_HEAD = "transformer.ff_out.weight"
@@ -60,4 +60,4 @@ class Renamed:
         return tensor
 
 
-__all__ = ["EMBEDDING", "HEAD", "NATIVE_HEAD", "Renamed", "to_hf", "to_native"]
+__all__ = ["HEAD", "NATIVE_HEAD", "Renamed", "to_hf", "to_native"]

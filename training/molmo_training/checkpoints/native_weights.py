@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from molmo_core.errors import CheckpointError
-from molmo_training.checkpoints.safetensors_weights import StoredTensor
+from molmo_training.checkpoints.safetensors_weights import StoredTensor, StoredWeights
 
 CONTENTS_FILE = ".metadata"
 MODEL_PREFIX = "model."
@@ -28,17 +28,11 @@ MODEL_PREFIX = "model."
 _DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16)}
 
 
-class UnshardedWeights:
+class UnshardedWeights(StoredWeights):
     """`model.pt`: a dictionary of tensors, read one at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._tensors = _stored_tensors(path)
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
-
-    def read(self, name: str) -> Tensor:
-        return self._tensors[name].read()
+        super().__init__(_stored_tensors(path))
 
 
 def _stored_tensors(path: Path) -> dict[str, StoredTensor]:

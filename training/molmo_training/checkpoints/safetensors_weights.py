@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from molmo_core.errors import CheckpointError
+from molmo_core.safetensors_header import read_header
 from molmo_hf.weight_files import DTYPES, INDEX_FILE
 
 _TYPES = {name: dtype for dtype, name in DTYPES.items()}
-_LONGEST_HEADER = 100_000_000  # the format's own limit
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,11 @@ class StoredTensor:
         return torch.frombuffer(content, dtype=self.dtype).view(self.shape)
 
 
-class SafetensorsWeights:
-    """The tensors of the files that the folder's index names, or of its `*.safetensors` files."""
+class StoredWeights:
+    """Tensors that lie in files, each read when it is asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        self._tensors: dict[str, StoredTensor] = {}
-        for name in _weight_files(folder):
-            self._tensors |= read_header(folder / name)
+    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+        self._tensors = tensors
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tensor.shape for name, tensor in self._tensors.items()}
@@ -64,21 +62,26 @@ class SafetensorsWeights:
         return self._tensors[name].read()
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+class SafetensorsWeights(StoredWeights):
+    """The tensors of the files that the folder's index names, or of its `*.safetensors` files."""
+
+    def __init__(self, folder: Path) -> None:
+        tensors: dict[str, StoredTensor] = {}
+        for name in _weight_files(folder):
+            tensors |= stored_tensors(folder / name)
+        super().__init__(tensors)
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file. Raises CheckpointError for a damaged header or a short file."""
     try:
-        with path.open("rb") as file:
-            n_header = int.from_bytes(file.read(8), "little")
-            if n_header > _LONGEST_HEADER:
-                raise ValueError(f"its header would have {n_header} bytes")
-            fields = json.loads(file.read(n_header))
-            fields.pop("__metadata__", None)
-        n_bytes = path.stat().st_size - 8 - n_header
+        header, start = read_header(path)
+        n_bytes = path.stat().st_size - start
         tensors = {}
-        for name, entry in fields.items():
+        for name, entry in header.items():
             begin, end = entry["data_offsets"]
             tensor = StoredTensor(
-                path, 8 + n_header + begin, tuple(entry["shape"]), _TYPES[entry["dtype"]]
+                path, start + begin, tuple(entry["shape"]), _TYPES[entry["dtype"]]
             )
             n_numbers = math.prod(tensor.shape)
             if not 0 <= begin <= end <= n_bytes or end - begin != n_numbers * tensor.dtype.itemsize:
