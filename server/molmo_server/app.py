@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,13 +12,15 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from molmo_core import __version__
-from molmo_core.checkpoint_store import CheckpointStore
 from molmo_server.admission import Admission
 from molmo_server.chat_request import ChatRequest
-from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint
-from molmo_server.checkpoints.rollout import LiveCheckpoint, Rollout
-from molmo_server.engine_pool import EnginePool, EngineProcess
-from molmo_server.engine_pool.swap import SwapLimits
+from molmo_server.checkpoints.configured import first_checkpoint, open_local, rollout_plan
+from molmo_server.checkpoints.folder import Checkpoint
+from molmo_server.checkpoints.following import StoreFollower
+from molmo_server.checkpoints.live import LiveCheckpoint
+from molmo_server.checkpoints.rollout import Rollout
+from molmo_server.engine_pool import EnginePool
+from molmo_server.engines import OwnEngines
 from molmo_server.errors import install_error_handlers
 from molmo_server.gateway import Gateway
 from molmo_server.grounding import VERBS
@@ -36,37 +38,25 @@ def create_app(
     engines: EnginePool,
     checkpoint: Checkpoint | None = None,
     *,
-    process_of: Callable[[Checkpoint], EngineProcess] | None = None,
+    own: OwnEngines | None = None,
+    address: str = "",
 ) -> FastAPI:
     """Serve a checkpoint through `engines`, which start and stop with the application.
 
-    `checkpoint` None: the settings' one. `process_of` tells how an engine of ours starts on another
-    one. Raises CheckpointError.
+    `checkpoint` None: the settings' one. `own` makes engines whose processes are ours. `address`:
+    where the service will be found, for a gate. Raises CheckpointError.
     """
-    checkpoint = checkpoint or read_checkpoint(
-        settings.checkpoint_folder, max_model_len=settings.max_model_len
-    )
+    checkpoint = checkpoint or first_checkpoint(settings)
     live = LiveCheckpoint(current=checkpoint)
-    rollout = Rollout(
-        live=live,
-        engines=engines,
-        store=None if settings.store is None else CheckpointStore(settings.store),
-        process_of=process_of,
-        served_name=settings.served_name,
-        max_model_len=settings.max_model_len,
-        limits=SwapLimits(
-            drain_s=settings.swap_drain_s,
-            load_s=settings.swap_load_s,
-            tolerance=settings.probe_tolerance,
-        ),
-        follows=settings.follows_store,
-    )
+    store, local = open_local(settings)
+    plan = rollout_plan(settings, address)
+    rollout = Rollout(plan, live=live, engines=engines, store=store, local=local, own=own)
     metrics = Metrics()
     gateway = Gateway(
         settings=settings,
         live=live,
         engines=engines,
-        media=MediaGate(settings, checkpoint.video),
+        media=MediaGate(settings),
         admission=Admission(
             max_concurrent=settings.max_concurrent,
             max_queued=settings.max_queued,
@@ -78,13 +68,17 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engines.start()
-        watching = rollout.start_watching()
+        following = []
+        if store is not None:
+            following = StoreFollower(rollout, store, loads=settings.follows_store).start()
         try:
             yield
         finally:
-            for task in watching:
+            if local is not None:
+                local.abandon()
+            for task in following:
                 task.cancel()
-            await asyncio.gather(*watching, return_exceptions=True)
+            await asyncio.gather(*following, return_exceptions=True)
             await engines.stop(drain_s=settings.drain_s)
 
     app = FastAPI(

@@ -5,24 +5,28 @@ Knows: the order of the steps. Does not know: routes, wire formats of answers.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from molmo_core import api
-from molmo_core.errors import EngineFailed, NotFound
+from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, NotFound
 from molmo_core.prompts import Turn
 from molmo_server.admission import Admission
 from molmo_server.checkpoints.folder import Checkpoint
-from molmo_server.checkpoints.rollout import LiveCheckpoint
-from molmo_server.engine_pool import EnginePool, EngineReply
-from molmo_server.media import MediaGate
+from molmo_server.checkpoints.live import LiveCheckpoint
+from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Trial
+from molmo_server.media import CheckedMedia, MediaGate
 from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Metrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class Gateway:
     media: MediaGate
     admission: Admission
     metrics: Metrics
+    shadows: set[asyncio.Task[None]] = field(default_factory=set)
+    """Requests that nobody waits for."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -63,29 +69,55 @@ class Gateway:
     @asynccontextmanager
     async def open(
         self, question: Question, *, request_id: str, whole: bool
-    ) -> AsyncIterator[tuple[Prompt, EngineReply]]:
+    ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         """Admit, check and ask; the engine's first bytes have arrived when the block begins."""
         self._check_model(question.model)
         turns = check_turns(question.turns, system=question.system)
         self.engines.check_hope()
         async with self.admission.admit() as deadline:
             media = await self.media.check(question.image_urls, question.video_urls)
-            prompt = await measure(turns, media, self.checkpoint)
-            body = self._engine_body(question, prompt)
+            asked = Asked(gateway=self, question=question, turns=turns, media=media)
+            named = question.model if question.model != self.settings.served_name else None
             async with self.engines.open(
-                body, request_id=request_id, deadline=deadline, whole=whole
+                asked.body_for,
+                request_id=request_id,
+                deadline=deadline,
+                whole=whole,
+                checkpoint_id=named,
             ) as reply:
                 self._check_answering(question.model, self.id_of(reply))
-                yield prompt, reply
+                yield asked, reply
 
     async def complete(self, question: Question, *, request_id: str) -> Completion:
         """The engine's whole chat completion."""
-        async with self.open(question, request_id=request_id, whole=True) as (prompt, reply):
-            try:
-                answer: dict[str, Any] = orjson.loads(reply.first)
-            except orjson.JSONDecodeError as error:
-                raise EngineFailed("the engine's answer was cut short; send it again") from error
-            return Completion(prompt=prompt, answer=answer, checkpoint_id=self.id_of(reply))
+        async with self.open(question, request_id=request_id, whole=True) as (asked, reply):
+            answer = _whole_answer(reply)
+            self._compare(asked, answer, request_id)
+            return Completion(prompt=asked.prompt, answer=answer, checkpoint_id=self.id_of(reply))
+
+    def _compare(self, asked: Asked, answer: dict[str, Any], request_id: str) -> None:
+        """Perhaps have an engine on trial answer as well, behind the scenes, one at a time."""
+        trial = self.engines.trial
+        is_greedy = asked.question.options.get("temperature") == 0
+        if trial is None or not is_greedy or self.shadows or not trial.is_to_be_compared():
+            return
+        task = asyncio.create_task(self._ask_trial(trial, asked, answer, request_id))
+        self.shadows.add(task)
+        task.add_done_callback(self.shadows.discard)
+
+    async def _ask_trial(
+        self, trial: Trial, asked: Asked, answer: dict[str, Any], request_id: str
+    ) -> None:
+        try:
+            async with self.engines.shadow(trial, asked.body_for, request_id=request_id) as reply:
+                is_same = _texts(_whole_answer(reply)) == _texts(answer)
+        except (EngineUnavailable, EngineFailed):
+            return  # noted by the pool
+        except MolmoError as error:  # refused: a shorter context, other limits
+            logger.info("the engine on trial refuses %s: %s", request_id, error.message)
+            is_same = False
+        trial.figures.n_compared += 1
+        trial.figures.n_same += is_same
 
     def id_of(self, reply: EngineReply) -> str:
         """Whose weights answered; an engine of others may not say."""
@@ -97,23 +129,6 @@ class Gateway:
         n_tracked = sum(len(track.points) for track in grounding.tracks)
         self.metrics.observations.labels("track").inc(n_tracked)
 
-    def _engine_body(self, question: Question, prompt: Prompt) -> bytes:
-        budget = answer_budget(
-            prompt,
-            self.checkpoint,
-            asked=question.max_tokens,
-            default=self.settings.default_max_tokens,
-            limit=self.settings.max_tokens_limit,
-        )
-        return orjson.dumps(
-            {
-                "model": self.settings.served_name,
-                "messages": prompt.messages(),
-                "max_tokens": budget,
-                **question.options,
-            }
-        )
-
     def _check_answering(self, name: str | None, answering: str) -> None:
         """Whoever names a checkpoint gets no other, also when it changes while they wait."""
         if name not in (None, self.settings.served_name, answering):
@@ -124,9 +139,59 @@ class Gateway:
             )
 
     def _check_model(self, name: str | None) -> None:
-        known = (self.settings.served_name, self.checkpoint.id)
+        known = [self.settings.served_name, self.checkpoint.id]
+        if (trial := self.engines.trial) is not None and trial.is_open:
+            known.append(trial.engine.checkpoint_id)
         if name is not None and name not in known:
             raise NotFound(
                 f"there is no model {name[:100]!r}; served is {' alias '.join(known)}",
                 param="model",
             )
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """A question with its media, as each engine is asked it."""
+
+    gateway: Gateway
+    question: Question
+    turns: tuple[Turn, ...]
+    media: CheckedMedia
+    prompt: Prompt = field(init=False)
+    """As the engine that was asked last sees it."""
+
+    async def body_for(self, engine: RemoteEngine) -> bytes:
+        """What an engine is sent: media and budget are measured for the checkpoint that it has.
+
+        Raises PromptTooLong, InvalidRequest.
+        """
+        checkpoint = self.gateway.live.of(engine.checkpoint_id)
+        settings = self.gateway.settings
+        self.prompt = await measure(self.turns, self.media, checkpoint)
+        budget = answer_budget(
+            self.prompt,
+            checkpoint,
+            asked=self.question.max_tokens,
+            default=settings.default_max_tokens,
+            limit=settings.max_tokens_limit,
+        )
+        return orjson.dumps(
+            {
+                "model": settings.served_name,
+                "messages": self.prompt.messages(),
+                "max_tokens": budget,
+                **self.question.options,
+            }
+        )
+
+
+def _whole_answer(reply: EngineReply) -> dict[str, Any]:
+    try:
+        answer: dict[str, Any] = orjson.loads(reply.first)
+    except orjson.JSONDecodeError as error:
+        raise EngineFailed("the engine's answer was cut short; send it again") from error
+    return answer
+
+
+def _texts(answer: dict[str, Any]) -> list[str]:
+    return [choice["message"]["content"] for choice in answer["choices"]]

@@ -18,7 +18,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -47,8 +47,8 @@ class CheckedImage:
 class CheckedVideo:
     url: str
     info: VideoInfo
-    frame_times_s: tuple[float, ...]
-    """Of the frames that the model sees."""
+    frame_times_s: tuple[float, ...] = ()
+    """Of the frames that the model sees, see `CheckedMedia.sampled`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,14 @@ class CheckedMedia:
 
     images: tuple[CheckedImage, ...] = ()
     video: CheckedVideo | None = None
+
+    def sampled(self, geometry: VideoGeometry) -> CheckedMedia:
+        """The same, with the times of the frames that a checkpoint of this geometry looks at."""
+        if self.video is None:
+            return self
+        info = self.video.info
+        times = sample_times(info.duration_s, geometry, source_fps=info.fps)
+        return CheckedMedia(video=replace(self.video, frame_times_s=tuple(times)))
 
     def described(self) -> list[api.Media]:
         if self.video is not None:
@@ -89,9 +97,8 @@ class CheckedMedia:
 class MediaGate:
     """Checks media, at most `max_probes` at a time."""
 
-    def __init__(self, settings: MolmoSettings, geometry: VideoGeometry) -> None:
+    def __init__(self, settings: MolmoSettings) -> None:
         self._settings = settings
-        self._geometry = geometry
         self._turns = asyncio.Semaphore(settings.max_probes)
 
     async def check(self, images: Sequence[str], videos: Sequence[str]) -> CheckedMedia:
@@ -132,10 +139,7 @@ class MediaGate:
             if not is_known_container(data):
                 raise InvalidMedia("the video is not mp4, mov, webm or mkv; convert it with ffmpeg")
             info = await probe_in_child(data, self._settings)
-        times = sample_times(info.duration_s, self._geometry, source_fps=info.fps)
-        return CheckedVideo(
-            url=f"data:{mime};base64,{encoded}", info=info, frame_times_s=tuple(times)
-        )
+        return CheckedVideo(url=f"data:{mime};base64,{encoded}", info=info)
 
 
 def _opened(url: str, what: str, kind: str, limit: int) -> tuple[str, str, bytes]:

@@ -66,7 +66,11 @@ def check_turns(turns: Sequence[Turn], *, system: str = "") -> tuple[Turn, ...]:
 
 
 async def measure(turns: tuple[Turn, ...], media: CheckedMedia, checkpoint: Checkpoint) -> Prompt:
-    """Count the prompt's tokens; raises PromptTooLong when no room is left for an answer."""
+    """Sample the video's frames and count the prompt's tokens, as `checkpoint` has them.
+
+    Raises PromptTooLong when no room is left for an answer.
+    """
+    media = media.sampled(checkpoint.video)
     text = render_chat(turns, n_images=len(media.images), n_videos=int(media.video is not None))
     at_least = -(-len(text) // checkpoint.longest_token_chars)
     if at_least >= checkpoint.max_model_len:

@@ -13,37 +13,24 @@ cannot be used, 3 the port is taken.
 from __future__ import annotations
 
 import asyncio
-import base64
 import errno
-import io
 import shutil
 import signal
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-import orjson
 import uvicorn
 import uvloop
-from PIL import Image
 from pydantic import ValidationError
 
 from molmo_core.errors import CheckpointError
 from molmo_server.app import create_app
-from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint
-from molmo_server.engine.launch import EngineSettings, engine_command
-from molmo_server.engine_pool import (
-    EngineAddress,
-    EnginePool,
-    EngineProcess,
-    EngineTiming,
-    RemoteEngine,
-    RestartPolicy,
-    SupervisedEngine,
-)
+from molmo_server.checkpoints.configured import first_checkpoint
+from molmo_server.checkpoints.folder import Checkpoint
+from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.errors import from_validation
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import configure_logging
@@ -57,7 +44,7 @@ def serve_command(
     host: str | None = None,
     port: int | None = None,
     checkpoint: Path | None = None,
-    store: Path | None = None,
+    store: str | None = None,
     engine_url: str | None = None,
     dtype: str | None = None,
     max_model_len: int | None = None,
@@ -79,7 +66,8 @@ def serve_command(
     checkpoint
         Folder in the released layout; the packaged molmo2-tiny unless given.
     store
-        Store of published checkpoints: the current one is served, and every later one.
+        Store of published checkpoints, a folder or a URL as s3://bucket/models: the current one is
+        served, and every later one.
     engine_url
         An engine that runs elsewhere, instead of starting one.
     dtype
@@ -102,11 +90,9 @@ def serve_command(
 def run_server(settings: MolmoSettings) -> int:
     """Serve until told to end; returns the exit code."""
     try:
-        checkpoint = read_checkpoint(
-            settings.checkpoint_folder, max_model_len=settings.max_model_len
-        )
-    except CheckpointError as error:
-        return _complain(EXIT_BAD_SETTINGS, error.message)
+        checkpoint = first_checkpoint(settings)
+    except (CheckpointError, OSError) as error:
+        return _complain(EXIT_BAD_SETTINGS, str(error))
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
@@ -127,87 +113,15 @@ def run_server(settings: MolmoSettings) -> int:
         shutil.rmtree(private, ignore_errors=True)
 
 
-def build_engines(
-    settings: MolmoSettings, checkpoint: Checkpoint, *, socket_dir: Path, log_dir: Path
-) -> EnginePool:
-    """One engine: at the URL of the settings, or a process of our own."""
-    timing = EngineTiming(
-        health_interval_s=settings.health_interval_s,
-        health_timeout_s=settings.health_timeout_s,
-        hang_grace_s=settings.hang_grace_s,
-        start_timeout_s=settings.start_timeout_s,
-    )
-    warm_ups = _warm_ups(settings.served_name)
-    if settings.engine_url is not None:
-        address = EngineAddress(url=settings.engine_url)
-        remote = RemoteEngine(name="engine-0", address=address, timing=timing, warm_ups=warm_ups)
-        return EnginePool([remote])
-    process = engine_process(settings, checkpoint, socket_dir=socket_dir, log_dir=log_dir)
-    restarts = RestartPolicy(
-        first_backoff_s=settings.first_backoff_s,
-        longest_backoff_s=settings.longest_backoff_s,
-        max_failed_starts=settings.max_failed_starts,
-    )
-    engine = SupervisedEngine(
-        name="engine-0", process=process, timing=timing, restarts=restarts, warm_ups=warm_ups
-    )
-    engine.checkpoint_id = checkpoint.id
-    return EnginePool([engine])
-
-
-def engine_process(
-    settings: MolmoSettings, checkpoint: Checkpoint, *, socket_dir: Path, log_dir: Path
-) -> EngineProcess:
-    """How the engine of our own is started on a checkpoint."""
-    engine_socket = socket_dir / "engine-0.sock"
-    argv, environment = engine_command(
-        EngineSettings(
-            checkpoint=checkpoint.folder,
-            socket=engine_socket,
-            served_name=settings.served_name,
-            dtype=settings.dtype,
-            max_model_len=checkpoint.max_model_len,
-            max_num_seqs=settings.max_concurrent + 1,  # one for the question whether it hangs
-            max_images=settings.max_images,
-            kv_cache_gib=settings.kv_cache_gib,
-            is_eager=settings.is_eager,
-            n_threads=settings.engine_threads,
-            # The engine's own words then name the checkpoint, also inside streams.
-            extra_arguments=("--fingerprint-mode", "custom", "--fingerprint-value", checkpoint.id),
-        )
-    )
-    return EngineProcess(
-        argv=argv, environment=environment, socket=engine_socket, log=log_dir / "engine-0.log"
-    )
-
-
-def _warm_ups(served_name: str) -> tuple[bytes, ...]:
-    """A text and a picture: what is loaded on first use is loaded before anyone waits for it."""
-    picture = io.BytesIO()
-    Image.new("RGB", (64, 64), "white").save(picture, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
-    text = {"type": "text", "text": "Hi"}
-    image = {"type": "image_url", "image_url": {"url": url}}
-    return tuple(
-        orjson.dumps(
-            {
-                "model": served_name,
-                "messages": [{"role": "user", "content": content}],
-                "max_tokens": 1,
-            }
-        )
-        for content in ([text], [image, text])
-    )
-
-
 async def _serve(
     settings: MolmoSettings, checkpoint: Checkpoint, listener: socket.socket, private: Path
 ) -> int:
     log_dir = settings.run_dir or private
     log_dir.mkdir(parents=True, exist_ok=True)
-    engines = build_engines(settings, checkpoint, socket_dir=private, log_dir=log_dir)
-    process_of = partial(engine_process, settings, socket_dir=private, log_dir=log_dir)
-    app = create_app(settings, engines, checkpoint, process_of=process_of)
+    address = _address(settings.host, listener)
+    own = OwnEngines(settings=settings, socket_dir=private, log_dir=log_dir)
+    engines = build_pool(settings, checkpoint, own)
+    app = create_app(settings, engines, checkpoint, own=own, address=address)
     server = _Server(
         uvicorn.Config(
             app,
@@ -217,7 +131,6 @@ async def _serve(
             timeout_graceful_shutdown=max(1, int(settings.drain_s)),
         )
     )
-    address = _address(settings.host, listener)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     telling = asyncio.create_task(tell(engines, address, checkpoint.id, log_dir))
     await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)

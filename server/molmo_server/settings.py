@@ -8,14 +8,11 @@ Knows: names, defaults, allowed ranges. Does not know: what the values are used 
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from molmo_core.checkpoint_store import CheckpointStore
 
 _MIB = 1024 * 1024
 
@@ -28,8 +25,11 @@ class MolmoSettings(BaseSettings):
     """0 lets the system choose."""
     checkpoint: Path | None = None
     """A folder in the released layout; None: the small model that comes with the package."""
-    store: Path | None = None
-    """A store of published checkpoints; the current one is served, unless `checkpoint` is given."""
+    store: str | None = None
+    """A store of published checkpoints, a folder or the URL of an object store (`s3://…`); the
+    current one is served, unless `checkpoint` is given."""
+    cache_dir: Path = Path("~/.cache/molmo")
+    """For checkpoints that were downloaded or converted."""
     follows_store: bool = True
     """Load what becomes current in the store, without being told."""
     admin_key: SecretStr | None = None
@@ -53,6 +53,20 @@ class MolmoSettings(BaseSettings):
     health_timeout_s: float = Field(default=5, gt=0)
     hang_grace_s: float = Field(default=30, gt=0)
     """An engine that does not answer for so long is killed and started again."""
+    swap_way: Literal["auto", "in_place", "blue_green"] = "auto"
+    """Other weights in place, or a second engine beside the first; auto: in place where that is
+    possible and nothing is to be examined first, else a second one if there is memory for it."""
+    gate_command: str = ""
+    """Run for a checkpoint on a second engine before it is served; only exit code 0 lets it pass.
+    It finds MOLMO_SERVER, MOLMO_GATE_CANDIDATE and MOLMO_GATE_CURRENT (names of models there)."""
+    gate_s: float = Field(default=3600, gt=0)
+    canary_share: float = Field(default=0, ge=0, le=1)
+    """Of requests, answered by a second engine before it takes over."""
+    shadow_share: float = Field(default=0, ge=0, le=1)
+    """Of greedy answers in one piece, given by a second engine as well and compared."""
+    canary_s: float = Field(default=60, gt=0)
+    least_same: float = Field(default=0, ge=0, le=1)
+    """Share of compared answers that must be equal."""
     swap_drain_s: float = Field(default=120, gt=0)
     """How long requests in flight may hold up other weights."""
     swap_load_s: float = Field(default=600, gt=0)
@@ -95,17 +109,26 @@ class MolmoSettings(BaseSettings):
     max_logprobs: int = Field(default=20, ge=0)
     max_stops: int = Field(default=8, ge=0)
 
-    @property
-    def checkpoint_folder(self) -> Path:
-        """Reads the store's pointer: ask once. Raises CheckpointError."""
-        if self.checkpoint is not None:
-            return self.checkpoint
-        if self.store is not None:
-            store = CheckpointStore(self.store)
-            if (current := store.current()) is not None:
-                store.verify(current)
-                return store.folder_of(current)
-        return Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
+    @field_validator("store", mode="before")
+    @classmethod
+    def _as_text(cls, store: Any) -> Any:
+        return str(store) if isinstance(store, Path) else store
+
+    @field_validator("cache_dir")
+    @classmethod
+    def _of_the_user(cls, folder: Path) -> Path:
+        return folder.expanduser()
+
+    @model_validator(mode="after")
+    def _check_way(self) -> MolmoSettings:
+        examined = [
+            name for name in ("gate_command", "canary_share", "shadow_share") if getattr(self, name)
+        ]
+        if self.swap_way == "in_place" and examined:
+            raise ValueError(
+                f"{examined[0]} needs a second engine, and swap_way is in_place; leave one out"
+            )
+        return self
 
     @property
     def engine_threads(self) -> int | None:

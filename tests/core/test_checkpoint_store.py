@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 
-from molmo_core import checkpoint_store
-from molmo_core.checkpoint_store import CheckpointStore, Manifest
+from molmo_core.checkpoints import MANIFEST, FolderStore, Manifest, leases
 from molmo_core.errors import CheckpointError
 
 FACTS: dict[str, Any] = {
@@ -30,7 +29,7 @@ FACTS: dict[str, Any] = {
 FILES = ("config.json", "model-1.safetensors", "model-2.safetensors", "code/modeling.py")
 
 
-def publish(store: CheckpointStore, seed: int, name: str = "tiny") -> Manifest:
+def publish(store: FolderStore, seed: int, name: str = "tiny") -> Manifest:
     rng = random.Random(seed)
     with store.staging() as staged:
         folder = staged / "checkpoint"
@@ -42,7 +41,7 @@ def publish(store: CheckpointStore, seed: int, name: str = "tiny") -> Manifest:
         return store.publish(folder, name=name, step=seed, **FACTS)
 
 
-def assert_sound(store: CheckpointStore, allowed: set[str]) -> str:
+def assert_sound(store: FolderStore, allowed: set[str]) -> str:
     """Everything that can be seen is whole; returns the current id."""
     for checkpoint_id in store.ids():
         store.verify(checkpoint_id)
@@ -53,16 +52,16 @@ def assert_sound(store: CheckpointStore, allowed: set[str]) -> str:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path / "store")
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
 
 
 @pytest.fixture
-def first(store: CheckpointStore) -> str:
+def first(store: FolderStore) -> str:
     return publish(store, 0).id
 
 
-def test_what_is_published_is_current_and_named_by_its_content(store: CheckpointStore) -> None:
+def test_what_is_published_is_current_and_named_by_its_content(store: FolderStore) -> None:
     assert store.current() is None
     assert store.ids() == []
     one, two = publish(store, 1), publish(store, 2)
@@ -145,7 +144,7 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_killed_at_every_write_fsync_and_rename(store: CheckpointStore, first: str) -> None:
+def test_killed_at_every_write_fsync_and_rename(store: FolderStore, first: str) -> None:
     n_kills = 0
     ids = {first}
     for number in itertools.count():
@@ -165,7 +164,7 @@ def test_killed_at_every_write_fsync_and_rename(store: CheckpointStore, first: s
     assert store.current() == store.ids()[-1] != first
 
 
-def test_killed_at_random_moments(store: CheckpointStore, first: str) -> None:
+def test_killed_at_random_moments(store: FolderStore, first: str) -> None:
     rng = random.Random(3)
     began = time.perf_counter()
     publish(store, 1)
@@ -189,9 +188,7 @@ def test_killed_at_random_moments(store: CheckpointStore, first: str) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_fails_leaves_the_old_one(
-    store: CheckpointStore, first: str, code: int
-) -> None:
+def test_a_disk_that_fails_leaves_the_old_one(store: FolderStore, first: str, code: int) -> None:
     def fail() -> None:
         raise OSError(code, os.strerror(code))
 
@@ -209,7 +206,7 @@ def test_a_disk_that_fails_leaves_the_old_one(
     assert n_failures > 10
 
 
-def test_no_room_for_a_file(store: CheckpointStore, first: str) -> None:
+def test_no_room_for_a_file(store: FolderStore, first: str) -> None:
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
         publish(store, 1)
@@ -219,7 +216,7 @@ def test_no_room_for_a_file(store: CheckpointStore, first: str) -> None:
     assert store.ids() == [first]
 
 
-def test_publishers_at_the_same_time(store: CheckpointStore, first: str) -> None:
+def test_publishers_at_the_same_time(store: FolderStore, first: str) -> None:
     pids = []
     for number in range(6):
         pid = os.fork()
@@ -241,9 +238,7 @@ def test_publishers_at_the_same_time(store: CheckpointStore, first: str) -> None
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_and_a_cut_file_are_found(
-    store: CheckpointStore, first: str, name: str
-) -> None:
+def test_a_flipped_bit_and_a_cut_file_are_found(store: FolderStore, first: str, name: str) -> None:
     path = store.folder_of(first) / name
     whole = path.read_bytes()
     position = random.Random(name).randrange(len(whole))
@@ -261,7 +256,7 @@ def test_a_flipped_bit_and_a_cut_file_are_found(
 
 
 def test_foreign_files_links_and_other_manifests_are_refused(
-    store: CheckpointStore, first: str
+    store: FolderStore, first: str
 ) -> None:
     second = publish(store, 1).id
     folder = store.folder_of(first)
@@ -273,8 +268,8 @@ def test_foreign_files_links_and_other_manifests_are_refused(
     with pytest.raises(CheckpointError, match="which are no plain files"):
         store.verify(first)
     (folder / "link").unlink()
-    manifest = folder / checkpoint_store.MANIFEST
-    manifest.write_bytes((store.folder_of(second) / checkpoint_store.MANIFEST).read_bytes())
+    manifest = folder / MANIFEST
+    manifest.write_bytes((store.folder_of(second) / MANIFEST).read_bytes())
     with pytest.raises(CheckpointError, match=f"the manifest of {first} is that of {second}"):
         store.verify(first)
     manifest.write_text("{")
@@ -287,15 +282,13 @@ def test_foreign_files_links_and_other_manifests_are_refused(
 
 
 @pytest.mark.parametrize("content", ["", "../../etc", "a b", "x" * 200, "\x00"])
-def test_a_pointer_that_is_no_id_is_refused(
-    store: CheckpointStore, first: str, content: str
-) -> None:
+def test_a_pointer_that_is_no_id_is_refused(store: FolderStore, first: str, content: str) -> None:
     (store.folder / "CURRENT").write_text(content)
     with pytest.raises(CheckpointError, match="which is no id"):
         store.current()
 
 
-def test_an_unknown_id_names_those_that_are_there(store: CheckpointStore, first: str) -> None:
+def test_an_unknown_id_names_those_that_are_there(store: FolderStore, first: str) -> None:
     with pytest.raises(CheckpointError, match=f"no checkpoint 'other'; the last ones are: {first}"):
         store.folder_of("other")
     with pytest.raises(CheckpointError, match="no checkpoint"):
@@ -307,7 +300,7 @@ def test_an_unknown_id_names_those_that_are_there(store: CheckpointStore, first:
 # --- retention ----------------------------------------------------------------------------------
 
 
-def test_retention_leaves_what_is_current_or_served(store: CheckpointStore, first: str) -> None:
+def test_retention_leaves_what_is_current_or_served(store: FolderStore, first: str) -> None:
     ids = [first, *(publish(store, seed).id for seed in range(1, 7))]
     store.hold("server-1", [ids[1]])
     store.set_current(ids[2])
@@ -321,12 +314,12 @@ def test_retention_leaves_what_is_current_or_served(store: CheckpointStore, firs
 
 
 def test_a_lease_ends_by_itself_and_a_damaged_one_stops_retention(
-    store: CheckpointStore, first: str, monkeypatch: pytest.MonkeyPatch
+    store: FolderStore, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second = publish(store, 1).id
     store.hold("server-1", [first])
     assert store.live() == {first}
-    monkeypatch.setattr(checkpoint_store.time, "time", lambda: 4e9)
+    monkeypatch.setattr(leases.time, "time", lambda: 4e9)
     assert store.live() == set()
     (store.folder / "live" / "server-1.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"lease server-1\.json cannot be read"):
@@ -334,9 +327,7 @@ def test_a_lease_ends_by_itself_and_a_damaged_one_stops_retention(
     assert set(store.ids()) == {first, second}
 
 
-def test_what_dead_publishers_left_is_removed_after_a_day(
-    store: CheckpointStore, first: str
-) -> None:
+def test_what_dead_publishers_left_is_removed_after_a_day(store: FolderStore, first: str) -> None:
     left, fresh = store.folder / "staging" / "left", store.folder / "staging" / "fresh"
     left.mkdir()
     fresh.mkdir()

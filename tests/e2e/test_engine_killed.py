@@ -18,9 +18,9 @@ import httpx2
 import orjson
 import pytest
 
-from molmo_server.checkpoints.folder import read_checkpoint
+from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.engine_pool import EnginePool, SupervisedEngine
-from molmo_server.serve import build_engines
+from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
 from tests.server.media import data_url, picture
 from tests.server.processes import is_alive
@@ -159,8 +159,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     pools: list[EnginePool] = []
 
     def engines() -> EnginePool:
-        checkpoint = read_checkpoint(settings.checkpoint_folder)
-        pools.append(build_engines(settings, checkpoint, socket_dir=folder, log_dir=folder))
+        own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
+        pools.append(build_pool(settings, first_checkpoint(settings), own))
         return pools[0]
 
     with serve_in_thread(settings, engines) as url, httpx2.Client(base_url=url) as http:

@@ -41,7 +41,11 @@ async def soon(condition: Callable[[], bool]) -> None:
 
 async def ask(pool: EnginePool, text: str, deadline_s: float = 20) -> str:
     deadline = asyncio.get_running_loop().time() + deadline_s
-    async with pool.open(question(text), request_id="r", deadline=deadline, whole=True) as reply:
+
+    async def body_for(engine: RemoteEngine) -> bytes:
+        return question(text)
+
+    async with pool.open(body_for, request_id="r", deadline=deadline, whole=True) as reply:
         content: str = orjson.loads(reply.first)["choices"][0]["message"]["content"]
         return content
 

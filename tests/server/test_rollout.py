@@ -12,10 +12,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from molmo_core.checkpoint_store import CheckpointStore, Probe
-from molmo_server.checkpoints.rollout import differences
+from molmo_core.checkpoints import FolderStore, Probe
+from molmo_server.checkpoints.fit import differences
 from molmo_server.engine_pool.fake import FakeEngine, question_of
-from molmo_server.engine_pool.swap import SwapLimits, Weights, compare_probe, swap_in_place
+from molmo_server.engine_pool.probing import compare_probe
+from molmo_server.engine_pool.swap import SwapLimits, Weights, swap_in_place
 from tests.server.processes import fake_process
 from tests.support.gateway import RunningGateway, events_of, running_gateway, until, write_folder
 
@@ -24,7 +25,7 @@ ADMIN = {"authorization": f"Bearer {KEY}"}
 PROBE = Probe(question="Hi", answer_ids=(7, 7), logprobs=(-1.0, -1.0))
 
 
-def publish(store: CheckpointStore, seed: int, probes: tuple[Probe, ...] = (PROBE,)) -> str:
+def publish(store: FolderStore, seed: int, probes: tuple[Probe, ...] = (PROBE,)) -> str:
     with store.staging() as staged:
         folder = write_folder(staged / "checkpoint")
         weights = folder / "model.safetensors"
@@ -41,20 +42,20 @@ def publish(store: CheckpointStore, seed: int, probes: tuple[Probe, ...] = (PROB
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path / "store")
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
 
 
 @pytest.fixture
-def first(store: CheckpointStore) -> str:
+def first(store: FolderStore) -> str:
     return publish(store, 0)
 
 
 @pytest.fixture
-def gateway(store: CheckpointStore, first: str, tmp_path: Path) -> Iterator[RunningGateway]:
+def gateway(store: FolderStore, first: str, tmp_path: Path) -> Iterator[RunningGateway]:
     """Serves `first`, and follows the store."""
     with running_gateway(
-        None, tmp_path, FakeEngine(), store=store.folder, admin_key=KEY
+        None, tmp_path, FakeEngine(), store=str(store.folder), admin_key=KEY
     ) as running:
         yield running
 
@@ -83,7 +84,7 @@ def who_answers(gateway: RunningGateway) -> str:
 
 
 def test_what_becomes_current_in_the_store_is_served(
-    gateway: RunningGateway, store: CheckpointStore, first: str
+    gateway: RunningGateway, store: FolderStore, first: str
 ) -> None:
     assert who_answers(gateway) == first
     second = publish(store, 1)
@@ -99,7 +100,7 @@ def test_what_becomes_current_in_the_store_is_served(
 
 
 def test_requests_in_flight_end_on_their_weights_and_later_ones_wait(
-    gateway: RunningGateway, store: CheckpointStore, first: str
+    gateway: RunningGateway, store: FolderStore, first: str
 ) -> None:
     second = publish(store, 1)
     until(lambda: state(gateway)["current"] == second)
@@ -125,7 +126,7 @@ def test_requests_in_flight_end_on_their_weights_and_later_ones_wait(
 
 
 def test_a_second_change_meanwhile_is_told_to_wait(
-    gateway: RunningGateway, store: CheckpointStore, first: str
+    gateway: RunningGateway, store: FolderStore, first: str
 ) -> None:
     gateway.engine.seconds_per_piece = 0.5
     second = publish(store, 1)
@@ -146,7 +147,7 @@ def assert_refused(gateway: RunningGateway, checkpoint_id: str, served: str, why
     assert who_answers(gateway) == served
 
 
-def stored_without_pointing(store: CheckpointStore, first: str, seed: int, **fields: Any) -> str:
+def stored_without_pointing(store: FolderStore, first: str, seed: int, **fields: Any) -> str:
     """Published, and the pointer put back before the server looks."""
     pointer = store.folder / "CURRENT"
     before = pointer.read_bytes()
@@ -156,14 +157,14 @@ def stored_without_pointing(store: CheckpointStore, first: str, seed: int, **fie
 
 
 @pytest.fixture
-def unfollowing(store: CheckpointStore, first: str, tmp_path: Path) -> Iterator[RunningGateway]:
-    fields = {"store": store.folder, "admin_key": KEY, "follows_store": False}
+def unfollowing(store: FolderStore, first: str, tmp_path: Path) -> Iterator[RunningGateway]:
+    fields = {"store": str(store.folder), "admin_key": KEY, "follows_store": False}
     with running_gateway(None, tmp_path, FakeEngine(), **fields) as running:
         yield running
 
 
 def test_an_engine_that_cannot_load_serves_the_old_one(
-    unfollowing: RunningGateway, store: CheckpointStore, first: str
+    unfollowing: RunningGateway, store: FolderStore, first: str
 ) -> None:
     second = publish(store, 1)
     unfollowing.engine.load_statuses = [409]
@@ -174,7 +175,7 @@ def test_an_engine_that_cannot_load_serves_the_old_one(
 
 
 def test_weights_that_answer_otherwise_than_published_are_put_back(
-    unfollowing: RunningGateway, store: CheckpointStore, first: str
+    unfollowing: RunningGateway, store: FolderStore, first: str
 ) -> None:
     second = publish(store, 1)
     unfollowing.engine.logprobs = {second: -1.5}
@@ -187,7 +188,7 @@ def test_weights_that_answer_otherwise_than_published_are_put_back(
 
 
 def test_when_the_old_ones_cannot_be_put_back_nobody_gets_the_new_ones(
-    unfollowing: RunningGateway, store: CheckpointStore, first: str
+    unfollowing: RunningGateway, store: FolderStore, first: str
 ) -> None:
     second = publish(store, 1)
     unfollowing.engine.logprobs = {second: -1.5}
@@ -200,7 +201,7 @@ def test_when_the_old_ones_cannot_be_put_back_nobody_gets_the_new_ones(
 
 
 def test_an_engine_that_comes_back_with_other_weights_takes_no_requests(
-    unfollowing: RunningGateway, store: CheckpointStore, first: str
+    unfollowing: RunningGateway, store: FolderStore, first: str
 ) -> None:
     second = publish(store, 1)
     assert activate(unfollowing, second).status_code == 200
@@ -214,7 +215,7 @@ def test_an_engine_that_comes_back_with_other_weights_takes_no_requests(
 
 
 def test_a_probe_that_cannot_be_answered_is_no_pass(
-    unfollowing: RunningGateway, store: CheckpointStore, first: str
+    unfollowing: RunningGateway, store: FolderStore, first: str
 ) -> None:
     probe = Probe(question="[500]", answer_ids=(7,), logprobs=(-1.0,))
     second = publish(store, 1, probes=(probe,))
@@ -222,9 +223,9 @@ def test_a_probe_that_cannot_be_answered_is_no_pass(
 
 
 def test_requests_that_do_not_end_stop_the_change_and_nothing_else(
-    store: CheckpointStore, first: str, tmp_path: Path
+    store: FolderStore, first: str, tmp_path: Path
 ) -> None:
-    fields = {"store": store.folder, "admin_key": KEY, "follows_store": False}
+    fields = {"store": str(store.folder), "admin_key": KEY, "follows_store": False}
     engine = FakeEngine()
     with running_gateway(None, tmp_path, engine, swap_drain_s=0.3, **fields) as running:
         second = publish(store, 1)
@@ -240,7 +241,7 @@ def test_requests_that_do_not_end_stop_the_change_and_nothing_else(
 
 
 def test_whoever_names_a_checkpoint_gets_no_other(
-    gateway: RunningGateway, store: CheckpointStore, first: str
+    gateway: RunningGateway, store: FolderStore, first: str
 ) -> None:
     assert gateway.chat("red circle", model=first).status_code == 200
     second = publish(store, 1)
@@ -257,7 +258,7 @@ def test_an_unknown_one_is_not_found(gateway: RunningGateway, first: str) -> Non
 
 
 def test_an_engine_with_unknown_weights_takes_no_requests(
-    unfollowing: RunningGateway, store: CheckpointStore, first: str
+    unfollowing: RunningGateway, store: FolderStore, first: str
 ) -> None:
     second = publish(store, 1)
     unfollowing.engine.load_statuses = [500]
@@ -282,7 +283,7 @@ def test_an_engine_with_unknown_weights_takes_no_requests(
 )
 def test_what_does_not_fit_is_never_loaded(
     unfollowing: RunningGateway,
-    store: CheckpointStore,
+    store: FolderStore,
     first: str,
     name: str,
     content: str | None,
@@ -308,7 +309,7 @@ def test_what_does_not_fit_is_never_loaded(
 
 
 def test_an_altered_checkpoint_is_never_loaded(
-    gateway: RunningGateway, store: CheckpointStore, first: str
+    gateway: RunningGateway, store: FolderStore, first: str
 ) -> None:
     second = publish(store, 1)
     until(lambda: state(gateway)["current"] == second)
@@ -323,7 +324,7 @@ def test_an_altered_checkpoint_is_never_loaded(
 
 
 def test_a_pointer_to_nothing_is_told_once_and_survived(
-    gateway: RunningGateway, store: CheckpointStore, first: str
+    gateway: RunningGateway, store: FolderStore, first: str
 ) -> None:
     (store.folder / "CURRENT").write_text("../../etc\n")
     until(lambda: len(state(gateway)["history"]) == 1)
@@ -333,9 +334,7 @@ def test_a_pointer_to_nothing_is_told_once_and_survived(
     assert len(state(gateway)["history"]) == 2
 
 
-def test_rolling_back_in_one_call(
-    gateway: RunningGateway, store: CheckpointStore, first: str
-) -> None:
+def test_rolling_back_in_one_call(gateway: RunningGateway, store: FolderStore, first: str) -> None:
     post = gateway.http.post
     assert post("/admin/checkpoints/rollback", headers=ADMIN).status_code == 404
     second = publish(store, 1)

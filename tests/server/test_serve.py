@@ -23,13 +23,13 @@ from tests.support.gateway import until
 _WITH_FAKE_ENGINE = """
 import sys
 from pathlib import Path
-import molmo_server.serve as serve
+import molmo_server.engines as engines
 from tests.server.processes import fake_command
 folder = Path(sys.argv.pop(1))
 def command(settings):
     options = ("--child-pid-file", str(folder / "child"), "--fail-if", str(folder / "fail"))
     return fake_command(settings.socket, *options), {}
-serve.engine_command = command
+engines.engine_command = command
 from molmo_client.__main__ import main
 sys.exit(main(["serve", *sys.argv[1:]]))
 """

@@ -15,12 +15,16 @@ import orjson
 import pytest
 
 from molmo_core.errors import EngineUnavailable
-from molmo_server.engine_pool import EnginePool, EngineState, SupervisedEngine
+from molmo_server.engine_pool import EnginePool, EngineState, RemoteEngine, SupervisedEngine
 from molmo_server.engine_pool.fake import DEFAULT_ANSWER, Trick
 from tests.server.processes import child_pid, engine_pid, fake_process, is_alive, question
 from tests.support.gateway import until
 
 BODY = question("Hi")
+
+
+async def body_for(engine: RemoteEngine) -> bytes:
+    return BODY
 
 
 @asynccontextmanager
@@ -117,7 +121,7 @@ async def test_a_request_outlives_the_engine_that_it_was_sent_to(tmp_path: Path)
         await ready(engine)
         os.kill(engine_pid(tmp_path), signal.SIGSTOP)
         deadline = asyncio.get_running_loop().time() + 60
-        async with pool.open(BODY, request_id="r1", deadline=deadline, whole=True) as reply:
+        async with pool.open(body_for, request_id="r1", deadline=deadline, whole=True) as reply:
             assert orjson.loads(reply.first)["choices"][0]["message"]["content"] == DEFAULT_ANSWER
         assert engine.n_restarts == 1
     finally:

@@ -15,18 +15,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import httpx2
 import orjson
 import pytest
 
-from molmo_core.checkpoint_store import CheckpointStore
+from molmo_core.checkpoints import FolderStore
 from molmo_core.prompts import Turn
-from molmo_server.checkpoints.folder import read_checkpoint
+from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.engine_pool import EnginePool
-from molmo_server.serve import build_engines, engine_process
+from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
 from molmo_training.checkpoints.opened import open_checkpoint
 from molmo_training.checkpoints.publish import compute_probes
@@ -121,14 +120,14 @@ def ask(http: httpx2.Client, prompt: Conversation, *, is_stream: bool) -> Answer
 
 @dataclass(frozen=True)
 class Published:
-    store: CheckpointStore
+    store: FolderStore
     ids: tuple[str, str]
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
     folder = tmp_path_factory.mktemp("store")
-    store = CheckpointStore(folder)
+    store = FolderStore(folder)
     ids = []
     for seed in (0, 1):
         with store.staging() as staged:
@@ -150,7 +149,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Published:
 def serving(published: Published, folder: Path) -> Iterator[tuple[str, float]]:
     """A gateway and its engine on the store's current checkpoint; URL and seconds of the start."""
     settings = MolmoSettings(
-        store=published.store.folder,
+        store=str(published.store.folder),
         admin_key=KEY,
         follows_store=False,
         dtype="float32",
@@ -160,13 +159,13 @@ def serving(published: Published, folder: Path) -> Iterator[tuple[str, float]]:
         probe_tolerance=1e-3,
     )
 
+    own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
+
     def engines() -> EnginePool:
-        checkpoint = read_checkpoint(settings.checkpoint_folder)
-        return build_engines(settings, checkpoint, socket_dir=folder, log_dir=folder)
+        return build_pool(settings, first_checkpoint(settings), own)
 
     began = time.monotonic()
-    process_of = partial(engine_process, settings, socket_dir=folder, log_dir=folder)
-    with serve_in_thread(settings, engines, process_of) as url, httpx2.Client(base_url=url) as http:
+    with serve_in_thread(settings, engines, own) as url, httpx2.Client(base_url=url) as http:
         until(lambda: http.get("/ready").status_code == 200, START_LIMIT_S)
         yield url, time.monotonic() - began
 

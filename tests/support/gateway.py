@@ -22,15 +22,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from molmo_core.tokens import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START
 from molmo_server.app import create_app
-from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.engine_pool import (
     EngineAddress,
     EnginePool,
-    EngineProcess,
     EngineTiming,
     RemoteEngine,
 )
 from molmo_server.engine_pool.fake import FakeEngine, serve_fake
+from molmo_server.engines import OwnEngines
 from molmo_server.settings import MolmoSettings
 
 FAST = EngineTiming(
@@ -141,14 +140,15 @@ def events_of(stream: bytes) -> list[Any]:
 def serve_in_thread(
     settings: MolmoSettings,
     engines: Callable[[], EnginePool],
-    process_of: Callable[[Checkpoint], EngineProcess] | None = None,
+    own: OwnEngines | None = None,
 ) -> Iterator[str]:
     """The application on a port of its own, with an event loop of its own; yields its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     started: list[uvicorn.Server] = []
 
     async def serve() -> None:
-        app = create_app(settings, engines(), process_of=process_of)
+        app = create_app(settings, engines(), own=own, address=address)
         config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5)
         started.append(uvicorn.Server(config))
         await started[0].serve(sockets=[listener])
@@ -157,7 +157,7 @@ def serve_in_thread(
     thread.start()
     try:
         until(lambda: bool(started) and started[0].started)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield address
     finally:
         started[0].should_exit = True
         thread.join(timeout=30)

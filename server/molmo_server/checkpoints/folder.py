@@ -21,14 +21,33 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from molmo_core.checkpoint_store import MANIFEST, read_manifest
+from molmo_core.checkpoints import MANIFEST, read_manifest
+from molmo_core.checkpoints.safetensors_header import read_header
 from molmo_core.errors import CheckpointError
 from molmo_core.images import ImageGeometry
-from molmo_core.safetensors_header import read_header
+from molmo_core.tokens import (
+    FRAME_END,
+    FRAME_START,
+    IM_COL,
+    IM_END,
+    IM_PATCH,
+    IM_START,
+    LOW_RES_IM_START,
+)
 from molmo_core.videos import VideoGeometry
 
 _UNFIT_FOR_HEADERS = re.compile(r"[^A-Za-z0-9._-]")
 _EXPECTED = "expected a Hugging Face folder with config, processor, tokenizer and safetensors"
+_TOKEN_FIELDS = {
+    "image_start_token_id": IM_START,
+    "image_end_token_id": IM_END,
+    "image_patch_id": IM_PATCH,
+    "image_col_id": IM_COL,
+    "low_res_image_start_token_id": LOW_RES_IM_START,
+    "frame_start_token_id": FRAME_START,
+    "frame_end_token_id": FRAME_END,
+}
+"""Of config.json, and how the tokenizer spells each."""
 _N_BLOCKS = 64
 _BLOCK_BYTES = 4096
 
@@ -61,7 +80,9 @@ def read_checkpoint(folder: Path, *, max_model_len: int | None = None) -> Checkp
     joint = _read_json(folder / "processor_config.json", is_optional=True)
     image = _read_json(folder / "preprocessor_config.json", is_optional=True)
     video = _read_json(folder / "video_preprocessor_config.json", is_optional=True)
+    tokenizer = _tokenizer(folder)
     try:
+        _check_tokens(folder.name, config, tokenizer)
         trained_len = int(config["text_config"]["max_position_embeddings"])
         return Checkpoint(
             folder=folder,
@@ -69,7 +90,7 @@ def read_checkpoint(folder: Path, *, max_model_len: int | None = None) -> Checkp
             max_model_len=min(max_model_len or trained_len, trained_len),
             image=_image_geometry(image or joint.get("image_processor", {}), joint),
             video=_video_geometry(video or joint.get("video_processor", {}), joint),
-            tokenizer=_tokenizer(folder),
+            tokenizer=tokenizer,
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise CheckpointError(
@@ -121,6 +142,17 @@ def _tokenizer(folder: Path) -> Tokenizer:
         raise CheckpointError(
             f"tokenizer.json of checkpoint {folder.name!r} cannot be read ({error}); {_EXPECTED}"
         ) from error
+
+
+def _check_tokens(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Raises CheckpointError when the model would see other tokens than its texts are made of."""
+    for field, token in _TOKEN_FIELDS.items():
+        expected, found = config.get(field), tokenizer.token_to_id(token)
+        if expected is not None and expected != found:
+            raise CheckpointError(
+                f"the tokenizer of checkpoint {name!r} is not that of its model: it has {token} as "
+                f"{found}, {field} of config.json is {expected}"
+            )
 
 
 def _image_geometry(fields: dict[str, Any], joint: dict[str, Any]) -> ImageGeometry:

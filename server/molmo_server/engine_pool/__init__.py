@@ -5,6 +5,8 @@ remote      RemoteEngine: one engine at a Unix socket or URL; health and readine
 supervisor  SupervisedEngine: the same, of which the process is ours: start, restart, kill, drain
 watchdog    the small parent process that ends an engine when the gateway is gone
 pool        EnginePool: which engine answers; one retry before the first byte
+probing     whether an engine answers as its checkpoint's publisher computed
+trial       Trial: an engine beside the others, and what is seen of it
 swap        other weights under a running engine, checked before it takes requests again
 fake        a scripted engine for tests
 
@@ -15,6 +17,7 @@ from molmo_server.engine_pool.exchange import EngineAddress, EngineReply
 from molmo_server.engine_pool.pool import EnginePool
 from molmo_server.engine_pool.remote import EngineState, EngineTiming, RemoteEngine
 from molmo_server.engine_pool.supervisor import EngineProcess, RestartPolicy, SupervisedEngine
+from molmo_server.engine_pool.trial import Trial
 
 __all__ = [
     "EngineAddress",
@@ -26,4 +29,5 @@ __all__ = [
     "RemoteEngine",
     "RestartPolicy",
     "SupervisedEngine",
+    "Trial",
 ]

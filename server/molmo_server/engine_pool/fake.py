@@ -64,7 +64,8 @@ class FakeEngine:
     load_statuses: list[int] = field(default_factory=list)
     """What the next loads are answered with; 200 when there is none left."""
     logprobs: dict[str, float] = field(default_factory=dict)
-    """Version → the log-probability of every token of its answers; -1 unless named."""
+    """Version → the log-probability of every token of its answers; -1 unless named. What was
+    never told to load anything has the version ""."""
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=256 * 1024 * 1024)
@@ -246,6 +247,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A scripted engine for tests")
     parser.add_argument("--uds", type=Path, required=True)
     parser.add_argument("--script", type=json.loads, default={})
+    parser.add_argument("--logprob", type=float, default=-1.0, help="of every token of probes")
     parser.add_argument("--child-pid-file", type=Path, help="start a child, as engines do")
     parser.add_argument("--fail-if", type=Path, help="end with status 3 when this file exists")
     arguments = parser.parse_args()
@@ -256,7 +258,8 @@ def main() -> None:
         if child == 0:
             signal.pause()
         arguments.child_pid_file.write_text(str(child))
-    asyncio.run(_serve_until_told(FakeEngine(script=arguments.script), arguments.uds))
+    engine = FakeEngine(script=arguments.script, logprobs={"": arguments.logprob})
+    asyncio.run(_serve_until_told(engine, arguments.uds))
 
 
 async def _serve_until_told(engine: FakeEngine, socket: Path) -> None:

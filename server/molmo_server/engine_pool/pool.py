@@ -3,6 +3,8 @@
 Before the first byte a broken request is sent once more, to whichever engine is ready within the
 deadline; afterwards the caller has part of an answer and is told.
 
+Beside the engines that answer there may be one on trial (`trial`).
+
 Knows: readiness and load of engines. Does not know: bodies, HTTP answers to callers.
 """
 
@@ -10,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from molmo_core.errors import EngineFailed, EngineUnavailable
 from molmo_server.engine_pool.exchange import EngineReply
 from molmo_server.engine_pool.remote import EngineState, RemoteEngine
+from molmo_server.engine_pool.trial import Trial
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +28,52 @@ _SUSPICION_S = 2.0
 """A new request waits so long while an engine is being looked at: most often it is well."""
 _GONE = (EngineState.FAILED, EngineState.STOPPED)
 
+BodyFor = Callable[[RemoteEngine], Awaitable[bytes]]
+"""The request as one engine is asked it: checkpoints may see the same media otherwise."""
+
 
 class EnginePool:
     def __init__(self, engines: Sequence[RemoteEngine]) -> None:
         if not engines:
             raise ValueError("a pool needs at least one engine")
         self.engines = tuple(engines)
+        self.trial: Trial | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         for engine in self.engines:
             await engine.start()
 
     async def stop(self, *, drain_s: float) -> None:
-        await asyncio.gather(*(engine.stop(drain_s=drain_s) for engine in self.engines))
+        engines = [*self.engines, *([self.trial.engine] if self.trial else [])]
+        await asyncio.gather(*(e.stop(drain_s=drain_s) for e in engines), *self._leaving)
+
+    # --- an engine on trial ---------------------------------------------------------------------
+
+    async def try_out(self, engine: RemoteEngine) -> Trial:
+        """Start an engine beside the others; it answers nobody yet."""
+        self.trial = Trial(engine=engine)
+        await engine.start()
+        return self.trial
+
+    def end_trial(self, *, is_chosen: bool, drain_s: float) -> None:
+        """The engine on trial takes the place of the others, or leaves.
+
+        Whoever leaves ends what it has begun, for at most `drain_s`; that is not waited for.
+        """
+        if self.trial is None:
+            return
+        engine, self.trial = self.trial.engine, None
+        leaving = self.engines if is_chosen else (engine,)
+        if is_chosen:
+            self.engines = (engine,)
+        for one in leaving:
+            stopping = one.stop(drain_s=drain_s, reason="another engine takes its place")
+            task = asyncio.create_task(stopping, name=f"{one.name} leaves")
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    # --- asking ---------------------------------------------------------------------------------
 
     @property
     def is_ready(self) -> bool:
@@ -64,32 +100,80 @@ class EnginePool:
 
     @asynccontextmanager
     async def open(
-        self, body: bytes, *, request_id: str, deadline: float, whole: bool
+        self,
+        body_for: BodyFor,
+        *,
+        request_id: str,
+        deadline: float,
+        whole: bool,
+        checkpoint_id: str | None = None,
     ) -> AsyncIterator[EngineReply]:
         """Ask an engine; see `RemoteEngine.open`. `deadline` is a time of the event loop.
 
-        Raises EngineUnavailable, EngineFailed, EngineRefused.
+        `checkpoint_id`: that of an engine on trial has it asked, any other means the rest. Raises
+        EngineUnavailable, EngineFailed, EngineRefused, and what `body_for` raises.
         """
         self.check_hope()
         latest = deadline - _MARGIN_S
         async with AsyncExitStack() as stack:
-            engine = await self._ready_engine(self._patience(latest))
+            is_tried = self.trial is not None and self.trial.answers(checkpoint_id)
+            if is_tried and self.trial is not None:
+                engine = self.trial.engine
+            else:
+                engine = await self._ready_engine(self._patience(latest))
+
+            async def ask() -> EngineReply:
+                body = await body_for(engine)
+                began = asyncio.get_running_loop().time()
+                asked = engine.open(body, request_id=request_id, whole=whole)
+                reply = await stack.enter_async_context(asked)
+                self._note_answer(engine, asyncio.get_running_loop().time() - began)
+                return reply
+
             try:
                 try:
-                    asked = engine.open(body, request_id=request_id, whole=whole)
-                    reply = await stack.enter_async_context(asked)
+                    reply = await ask()
                 except (EngineUnavailable, EngineFailed) as error:
+                    if is_tried and checkpoint_id is not None:
+                        raise  # no other engine has that checkpoint
                     logger.warning("request %s is sent again: %s", request_id, error)
-                    engine.suspect()
+                    self._note_failure(engine)
                     engine = await self._ready_engine(latest)
-                    asked = engine.open(body, request_id=request_id, whole=whole)
-                    reply = await stack.enter_async_context(asked)
+                    reply = await ask()
                 yield reply
             except (EngineUnavailable, EngineFailed) as error:
-                engine.suspect()
+                self._note_failure(engine)
                 if isinstance(error, EngineUnavailable):
                     error.retry_after_s = engine.retry_after_s
                 raise
+
+    @asynccontextmanager
+    async def shadow(
+        self, trial: Trial, body_for: BodyFor, *, request_id: str
+    ) -> AsyncIterator[EngineReply]:
+        """Ask the engine on trial what another one has answered, all of it; nobody waits for it.
+
+        Raises EngineUnavailable, EngineFailed, EngineRefused, and what `body_for` raises.
+        """
+        engine = trial.engine
+        try:
+            body = await body_for(engine)
+            async with engine.open(body, request_id=f"shadow-{request_id}", whole=True) as reply:
+                yield reply
+        except (EngineUnavailable, EngineFailed):
+            self._note_failure(engine)
+            raise
+
+    def _note_answer(self, engine: RemoteEngine, seconds: float) -> None:
+        if self.trial is not None and self.trial.is_open:
+            figures = self.trial.figures
+            of = figures.trial_s if engine is self.trial.engine else figures.serving_s
+            of.append(seconds)
+
+    def _note_failure(self, engine: RemoteEngine) -> None:
+        if self.trial is not None and engine is self.trial.engine:
+            self.trial.figures.n_failed += 1
+        engine.suspect()
 
     def _patience(self, latest: float) -> float:
         """Until when a new request waits for an engine: a load is waited for, a doubt shortly."""

@@ -112,9 +112,9 @@ class RemoteEngine:
         self._task = asyncio.create_task(self._look_after(), name=f"engine {self.name}")
         self._task.add_done_callback(self._not_looked_after)
 
-    async def stop(self, *, drain_s: float) -> None:
+    async def stop(self, *, drain_s: float, reason: str = "the service is ending") -> None:
         """Take no more requests, let those in flight go on for `drain_s`, then let go."""
-        self.set_state(EngineState.DRAINING, "the service is ending")
+        self.set_state(EngineState.DRAINING, reason)
         await self._drain(drain_s)
         if self._task is not None:
             self._task.cancel()
@@ -123,7 +123,7 @@ class RemoteEngine:
         await self._let_go()
         if self._session is not None:
             await self._session.close()
-        self.set_state(EngineState.STOPPED, "the service has ended")
+        self.set_state(EngineState.STOPPED, reason)
 
     def suspect(self, *, must_probe: bool = False) -> None:
         """Take no requests until health was checked; with `must_probe` see that it generates."""

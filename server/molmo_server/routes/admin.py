@@ -5,6 +5,7 @@ Knows: the admin key. Does not know: how a checkpoint comes to be served (`rollo
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -37,13 +38,13 @@ def admin_router(rollout: Rollout, key: str | None) -> APIRouter:
 
     @router.get("", operation_id="checkpoints", summary="What is served, stored and was tried")
     async def checkpoints() -> dict[str, Any]:
-        live, store = rollout.live, rollout.store
+        live = rollout.live
         return {
             "current": live.current.id,
             "previous": live.previous.id if live.previous else None,
             "is_loading": rollout.is_loading,
-            "stored": store.ids() if store else [],
-            "history": [asdict(event) for event in rollout.history],
+            "checkpoints": await asyncio.to_thread(rollout.states),
+            "history": [asdict(event) for event in rollout.history.events],
         }
 
     @router.post(

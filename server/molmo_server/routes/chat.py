@@ -98,11 +98,11 @@ async def _stream(gateway: Gateway, question: Question, scope: Scope, send: Send
     request_id = scope["state"]["request_id"]
     has_begun = False
     try:
-        async with gateway.open(question, request_id=request_id, whole=False) as (prompt, reply):
+        async with gateway.open(question, request_id=request_id, whole=False) as (asked, reply):
             tell_checkpoint(scope, gateway.id_of(reply))
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             has_begun = True
-            await _relay(gateway, prompt, reply, request_id, send)
+            await _relay(gateway, asked.prompt, reply, request_id, send)
     except MolmoError as error:
         if not has_begun:
             raise

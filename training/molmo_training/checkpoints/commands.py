@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 import torch
 from cyclopts import App, Parameter
 
-from molmo_core.checkpoint_store import CheckpointStore, read_manifest
+from molmo_core.checkpoints import Store, open_store
 from molmo_core.errors import CheckpointError, MolmoError
 from molmo_training.checkpoints.convert import SHARD_BYTES, to_hugging_face, to_native_folder
 from molmo_training.checkpoints.opened import OpenedCheckpoint, n_parameters, open_checkpoint
-from molmo_training.checkpoints.publish import publish
+from molmo_training.checkpoints.publish import publish, publish_as_it_is
 from molmo_training.checkpoints.verify import Difference, compare
 
 app = App(
@@ -146,7 +146,7 @@ def publish_command(
     source: Annotated[Path, Parameter(help="Run folder, native checkpoint, or released folder")],
     /,
     *,
-    to: Annotated[Path, Parameter(help="The store: a folder that servers watch")],
+    to: Annotated[str, Parameter(help="The store that servers watch: a folder, or s3://…")],
     name: Annotated[str, Parameter(help="Begins the id of the checkpoint")],
     dtype: DtypeName | None = None,
     compute_dtype: DtypeName | None = None,
@@ -154,11 +154,22 @@ def publish_command(
     keep: Annotated[int | None, Parameter(help="Remove older ones but the last so many")] = None,
     probes: Annotated[bool, Parameter(help="Compute what servers compare after loading")] = True,
     shard_size: str = f"{SHARD_BYTES}",
+    as_is: Annotated[
+        bool, Parameter(negative=(), help="A native one: copy it, servers convert it")
+    ] = False,
 ) -> None:
     """Convert a checkpoint into a store, complete or not at all, and make it the current one."""
+    if as_is:
+        if dtype or compute_dtype:
+            raise CheckpointError("--dtype and --compute-dtype do not go with --as-is")
+        as_published = publish_as_it_is(
+            source, _store(to), name=name, tokenizer=tokenizer, keep=keep, with_probes=probes
+        )
+        _say(as_published.id)
+        return
     manifest = publish(
         source,
-        CheckpointStore(to),
+        _store(to),
         name=name,
         dtype=None if dtype is None else getattr(torch, dtype),
         compute_dtype=None if compute_dtype is None else getattr(torch, compute_dtype),
@@ -171,11 +182,11 @@ def publish_command(
 
 
 @app.command(name="list")
-def list_command(store: Path, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> None:
+def list_command(store: str, /, *, json: Annotated[bool, Parameter(negative=())] = False) -> None:
     """The checkpoints of a store, the oldest first, and which one is current."""
-    opened = CheckpointStore(store)
+    opened = _store(store)
     current = opened.current()
-    rows = [read_manifest(opened.folder_of(checkpoint_id)) for checkpoint_id in opened.ids()]
+    rows = [opened.manifest(checkpoint_id) for checkpoint_id in opened.ids()]
     if json:
         facts = [row.model_dump(exclude={"files", "probes"}) for row in rows]
         _say(json_format.dumps({"current": current, "checkpoints": facts}, indent=2))
@@ -188,13 +199,13 @@ def list_command(store: Path, /, *, json: Annotated[bool, Parameter(negative=())
 
 @app.command(name="rollback")
 def rollback_command(
-    store: Path,
+    store: str,
     /,
     *,
     to: Annotated[str | None, Parameter(help="An id; else the one before the current")] = None,
 ) -> None:
     """Make an earlier checkpoint of a store the current one."""
-    opened = CheckpointStore(store)
+    opened = _store(store)
     if to is None:
         ids, current = opened.ids(), opened.current()
         before = ids[: ids.index(current)] if current in ids else []
@@ -206,6 +217,10 @@ def rollback_command(
         to = before[-1]
     opened.set_current(to)
     _say(to)
+
+
+def _store(where: str) -> Store:
+    return open_store(where, cache=Path("~/.cache/molmo/store").expanduser())
 
 
 def is_within(difference: Difference, tolerance: float) -> bool:

@@ -26,7 +26,7 @@ from molmo_training.checkpoints.native_config import (
     NativeConfig,
     write_native_config,
 )
-from molmo_training.checkpoints.opened import UNSHARDED, Kind, OpenedCheckpoint
+from molmo_training.checkpoints.opened import NATIVE, UNSHARDED, Kind, OpenedCheckpoint
 
 NATIVE_COPY = "native_config.yaml"
 """The native configuration, kept beside the files of an export, for the way back."""
@@ -67,7 +67,7 @@ def to_hugging_face(
             with_code=True,
             shard_bytes=shard_bytes,
         )
-        kept = opened.folder / (CONFIG_FILE if _is_native(opened) else NATIVE_COPY)
+        kept = opened.folder / (CONFIG_FILE if opened.kind in NATIVE else NATIVE_COPY)
         if kept.exists():
             shutil.copyfile(kept, partial / NATIVE_COPY)
     return out
@@ -97,16 +97,12 @@ def to_native_folder(opened: OpenedCheckpoint, out: Path) -> Path:
     with _appearing(out) as partial:
         partial.mkdir()
         torch.save(tensors, partial / UNSHARDED)
-        kept = opened.folder / (CONFIG_FILE if _is_native(opened) else NATIVE_COPY)
+        kept = opened.folder / (CONFIG_FILE if opened.kind in NATIVE else NATIVE_COPY)
         if kept.exists():
             shutil.copyfile(kept, partial / CONFIG_FILE)
         else:
             write_native_config(partial / CONFIG_FILE, config)
     return out
-
-
-def _is_native(opened: OpenedCheckpoint) -> bool:
-    return opened.kind in (Kind.NATIVE_SHARDED, Kind.NATIVE_UNSHARDED)
 
 
 @contextmanager

@@ -53,6 +53,11 @@ class Kind(StrEnum):
     RUN = "run"
 
 
+NATIVE = (Kind.NATIVE_SHARDED, Kind.NATIVE_UNSHARDED)
+BUNDLED_TOKENIZER = "tokenizer"
+"""Folder in a native checkpoint that was published as it is."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class OpenedCheckpoint:
     folder: Path
@@ -78,15 +83,25 @@ class OpenedCheckpoint:
             settings = self.folder / RUN_SETTINGS if self.kind is Kind.RUN else self.folder
             tokenizer: PreTrainedTokenizerFast = load_processor(settings).tokenizer
             return tokenizer
+        plain = self.base_tokenizer(base)
+        return build_tokenizer(plain, self.config.text_config.vocab_size)
+
+    def base_tokenizer(self, base: str | None = None) -> PreTrainedTokenizerFast:
+        """The decoder's own tokenizer, which native checkpoints only name.
+
+        Raises CheckpointError when it cannot be read.
+        """
         name = base or self.tokenizer_name
         try:
-            plain = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            plain: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
+                name, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"the tokenizer {name!r} cannot be read ({str(error).splitlines()[0]}); native "
                 "checkpoints only name it: give its folder with --tokenizer"
             ) from error
-        return build_tokenizer(plain, self.config.text_config.vocab_size)
+        return plain
 
     def processor(self, base: str | None = None) -> Molmo2Processor:
         """The processor with the settings of training. Raises CheckpointError."""

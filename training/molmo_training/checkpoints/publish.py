@@ -1,27 +1,36 @@
 """From a checkpoint of any form to the store from which servers take their weights.
 
 Knows: what a server needs beside the weights: the probes that it compares after loading.
-Does not know: the order of writes (`checkpoint_store`), the layout (`molmo_hf.export`).
+Does not know: the order of writes (`molmo_core.checkpoints`), the layout (`molmo_hf.export`).
 """
 
 from __future__ import annotations
 
 import base64
 import io
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from molmo_core import __version__
-from molmo_core.checkpoint_store import CheckpointStore, Manifest, Probe
+from molmo_core.checkpoints import Manifest, Probe, Store
+from molmo_core.errors import CheckpointError
 from molmo_core.prompts import Turn, render_chat, verb_prompt
 from molmo_core.scenes import draw_scene, sample_scene
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_training.checkpoints.convert import SHARD_BYTES, to_hugging_face
-from molmo_training.checkpoints.opened import OpenedCheckpoint, load_model, open_checkpoint
+from molmo_training.checkpoints.opened import (
+    BUNDLED_TOKENIZER,
+    NATIVE,
+    OpenedCheckpoint,
+    load_model,
+    open_checkpoint,
+)
 
 _PROBE_TOKENS = 8
 _PROBE_SEED = 7
@@ -29,7 +38,7 @@ _PROBE_SEED = 7
 
 def publish(
     source: Path,
-    store: CheckpointStore,
+    store: Store,
     *,
     name: str,
     dtype: torch.dtype | None = None,
@@ -56,25 +65,59 @@ def publish(
             tokenizer=tokenizer,
             shard_bytes=shard_bytes,
         )
-        manifest = store.publish(
-            out,
-            name=name,
-            source=source.resolve().name,
-            step=opened.step,
-            code_version=__version__,
-            created=time.time(),
-            bidirectional=opened.config.bidirectional,
-            probes=compute_probes(open_checkpoint(out)) if with_probes else (),
-        )
+        probes = compute_probes(open_checkpoint(out)) if with_probes else ()
+        manifest = store.publish(out, name=name, **_facts(source, opened, probes))
     if keep is not None:
         store.retire(keep)
     return manifest
 
 
+def publish_as_it_is(
+    source: Path,
+    store: Store,
+    *,
+    name: str,
+    tokenizer: str | None = None,
+    keep: int | None = None,
+    with_probes: bool = True,
+) -> Manifest:
+    """Put a native checkpoint into the store as it is, with its tokenizer: servers convert it.
+
+    Raises CheckpointError, also for a checkpoint that is not native.
+    """
+    opened = open_checkpoint(source)
+    if opened.kind not in NATIVE:
+        raise CheckpointError(
+            f"{source.name!r} is of the kind {opened.kind.value}; only native ones are published "
+            "as they are: leave --as-is out"
+        )
+    opened.check_complete()
+    with store.staging() as staged:
+        out = staged / "checkpoint"
+        shutil.copytree(opened.folder, out)
+        opened.base_tokenizer(tokenizer).save_pretrained(out / BUNDLED_TOKENIZER)
+        probes = compute_probes(opened, tokenizer) if with_probes else ()
+        manifest = store.publish(out, name=name, **_facts(source, opened, probes))
+    if keep is not None:
+        store.retire(keep)
+    return manifest
+
+
+def _facts(source: Path, opened: OpenedCheckpoint, probes: tuple[Probe, ...]) -> dict[str, Any]:
+    return {
+        "source": source.resolve().name,
+        "step": opened.step,
+        "code_version": __version__,
+        "created": time.time(),
+        "bidirectional": opened.config.bidirectional,
+        "probes": probes,
+    }
+
+
 @torch.inference_mode()
-def compute_probes(opened: OpenedCheckpoint) -> tuple[Probe, ...]:
+def compute_probes(opened: OpenedCheckpoint, tokenizer: str | None = None) -> tuple[Probe, ...]:
     """Greedy answers to a text and to a picture, as the weights give them in float32."""
-    model, processor = load_model(opened), opened.processor()
+    model, processor = load_model(opened), opened.processor(tokenizer)
     scene = draw_scene(sample_scene(np.random.default_rng(_PROBE_SEED), max_side_px=200))
     return tuple(
         _probe(model, processor, question, picture)

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from molmo_core.checkpoints.safetensors_header import read_header
 from molmo_core.errors import CheckpointError
-from molmo_core.safetensors_header import read_header
 from molmo_hf.weight_files import DTYPES, INDEX_FILE
 
 _TYPES = {name: dtype for dtype, name in DTYPES.items()}

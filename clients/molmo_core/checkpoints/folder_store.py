@@ -14,10 +14,7 @@ Knows: files, hashes, the order of writes. Does not know: models, engines, who a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import shutil
 import time
 import uuid
@@ -26,64 +23,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
+from molmo_core.checkpoints.leases import held_by, new_lease
+from molmo_core.checkpoints.manifest import (
+    MANIFEST,
+    NAME,
+    Manifest,
+    check_files,
+    describe_files,
+    new_id,
+    read_manifest,
+)
 from molmo_core.errors import CheckpointError
 
-MANIFEST = "manifest.json"
 _CURRENT, _CHECKPOINTS, _STAGING, _LIVE = "CURRENT", "checkpoints", "staging", "live"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
-_HASH_BYTES = 1 << 22
 _STALE_S = 24 * 3600.0
-_LEASE_S = 600.0
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileEntry(_Record):
-    name: str
-    n_bytes: int = Field(ge=0)
-    sha256: str
-
-
-class Probe(_Record):
-    """A question and what the published weights answer to it, computed in float32."""
-
-    question: str
-    image_png: str | None = None
-    """Base64."""
-    answer_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    """Of each token of the greedy answer, in nats."""
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> Probe:
-        if len(self.answer_ids) != len(self.logprobs):
-            raise ValueError(
-                f"{len(self.answer_ids)} answer_ids and {len(self.logprobs)} logprobs; there must "
-                "be one for each"
-            )
-        return self
-
-
-class Manifest(_Record):
-    id: str
-    name: str
-    source: str
-    """What was published: a run and its step."""
-    step: int | None = None
-    code_version: str
-    created: float
-    """Seconds since 1970."""
-    bidirectional: str
-    """The visual mask that the weights were trained with."""
-    files: tuple[FileEntry, ...]
-    probes: tuple[Probe, ...] = ()
-
-
-class CheckpointStore:
+class FolderStore:
     """The store in a folder of this machine, or one that is mounted."""
 
     def __init__(self, folder: Path) -> None:
@@ -99,7 +55,7 @@ class CheckpointStore:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{_CURRENT} cannot be read ({error})") from error
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise CheckpointError(f"{_CURRENT} says {name[:100]!r}, which is no id")
         return name
 
@@ -116,12 +72,21 @@ class CheckpointStore:
     def folder_of(self, checkpoint_id: str) -> Path:
         """Raises CheckpointError when there is none of that id."""
         folder = self.folder / _CHECKPOINTS / checkpoint_id
-        if not _NAME.fullmatch(checkpoint_id) or not folder.is_dir():
+        if not NAME.fullmatch(checkpoint_id) or not folder.is_dir():
             known = ", ".join(self.ids()[-5:]) or "none"
             raise CheckpointError(
                 f"the store has no checkpoint {checkpoint_id[:100]!r}; the last ones are: {known}"
             )
         return folder
+
+    def manifest(self, checkpoint_id: str) -> Manifest:
+        """Raises CheckpointError when there is none of that id."""
+        return read_manifest(self.folder_of(checkpoint_id))
+
+    def bring(self, checkpoint_id: str) -> Path:
+        """Its folder, when every file is as the manifest says. Raises CheckpointError."""
+        self.verify(checkpoint_id)
+        return self.folder_of(checkpoint_id)
 
     def verify(self, checkpoint_id: str) -> Manifest:
         """Read every file and compare with the manifest. Raises CheckpointError, saying what."""
@@ -151,13 +116,8 @@ class CheckpointStore:
         `facts` are the other fields of the manifest. The same content is published once: the id
         is then that of the first time. Raises CheckpointError for a name that is none.
         """
-        if not _NAME.fullmatch(name):
-            raise CheckpointError(
-                f"the name is {name[:100]!r}; allowed are letters, digits, '.', '_' and '-'"
-            )
         files = describe_files(staged)
-        digest = hashlib.sha256(json.dumps([f.model_dump() for f in files]).encode()).hexdigest()
-        manifest = Manifest(id=f"{name}-{digest[:12]}", name=name, files=files, **facts)
+        manifest = Manifest(id=new_id(name, files), name=name, files=files, **facts)
         write_durably(staged / MANIFEST, manifest.model_dump_json(indent=2).encode() + b"\n")
         for entry in files:
             _sync(staged / entry.name)
@@ -215,9 +175,8 @@ class CheckpointStore:
         folder = self.folder / _LIVE
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{holder}.{uuid.uuid4().hex}"
-        lease = {"ids": sorted(checkpoint_ids), "until": time.time() + _LEASE_S}
         try:
-            partial.write_text(json.dumps(lease))
+            partial.write_bytes(new_lease(checkpoint_ids))
             os.replace(partial, folder / f"{holder}.json")
         finally:
             partial.unlink(missing_ok=True)
@@ -229,15 +188,8 @@ class CheckpointStore:
         """The ids under leases that have not ended. Raises CheckpointError for a damaged lease."""
         held: set[str] = set()
         for path in (self.folder / _LIVE).glob("*.json"):
-            try:
-                lease = json.loads(path.read_text())
-                if lease["until"] > time.time():
-                    held |= set(lease["ids"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(
-                    f"the lease {path.name} cannot be read ({error!r}); remove it when nothing of "
-                    "that name is running"
-                ) from error
+            with suppress(FileNotFoundError):  # released meanwhile
+                held |= held_by(path.read_bytes(), path.name)
         return held
 
     def _sweep(self) -> None:
@@ -249,76 +201,12 @@ class CheckpointStore:
                     shutil.rmtree(path, ignore_errors=True)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Raises CheckpointError when it is missing or is none."""
-    try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder.name} has no {MANIFEST}: it was not published, or not to its end"
-        ) from error
-    except (OSError, ValidationError) as error:
-        raise CheckpointError(f"{MANIFEST} of {folder.name} cannot be read ({error})") from error
-
-
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raises CheckpointError unless the folder holds just the manifest's files, unaltered."""
-    found = {path.relative_to(folder).as_posix() for path in _files(folder)} - {MANIFEST}
-    named = {entry.name for entry in manifest.files}
-    if found != named:
-        missing, foreign = sorted(named - found), sorted(found - named)
-        raise CheckpointError(
-            f"{folder.name} lacks {missing or 'nothing'} and holds {foreign or 'nothing'} that "
-            "its manifest does not name"
-        )
-    for entry in manifest.files:
-        path = folder / entry.name
-        n_bytes = path.stat().st_size
-        if n_bytes != entry.n_bytes:
-            raise CheckpointError(
-                f"{entry.name} of {folder.name} has {n_bytes} bytes, its manifest says "
-                f"{entry.n_bytes}: it is cut short or was changed"
-            )
-        if _sha256(path) != entry.sha256:
-            raise CheckpointError(
-                f"{entry.name} of {folder.name} is not what was published: its SHA-256 differs"
-            )
-
-
-def describe_files(folder: Path) -> tuple[FileEntry, ...]:
-    return tuple(
-        FileEntry(
-            name=path.relative_to(folder).as_posix(),
-            n_bytes=path.stat().st_size,
-            sha256=_sha256(path),
-        )
-        for path in sorted(_files(folder))
-        if path.name != MANIFEST
-    )
-
-
 def write_durably(path: Path, content: bytes) -> None:
     """The bytes are on the disk when this returns; the folder's entry is not yet."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _files(folder: Path) -> list[Path]:
-    """All files below; a link could lead anywhere, and be changed later."""
-    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    if odd := [path.name for path in paths if path.is_symlink() or not path.is_file()]:
-        raise CheckpointError(f"{folder.name} holds {odd[:3]}, which are no plain files")
-    return paths
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,70 @@
+"""Store, first checkpoint and plan of changes, as the service's settings ask for them.
+
+Knows: names of settings. Does not know: what is done with the result.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from importlib.resources import files
+from pathlib import Path
+
+from molmo_core.checkpoints import Store, open_store
+from molmo_server.checkpoints.blue_green import Examination
+from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint
+from molmo_server.checkpoints.local import LocalCheckpoints
+from molmo_server.checkpoints.rollout import RolloutPlan
+from molmo_server.engine_pool.probing import ProbeLimits
+from molmo_server.engine_pool.swap import SwapLimits
+from molmo_server.settings import MolmoSettings
+
+logger = logging.getLogger(__name__)
+
+
+def open_local(settings: MolmoSettings) -> tuple[Store | None, LocalCheckpoints | None]:
+    """The store, and its checkpoints on this machine; nothing without one."""
+    if settings.store is None:
+        return None, None
+    store = open_store(settings.store, cache=settings.cache_dir / "store")
+    return store, LocalCheckpoints(store, settings.cache_dir)
+
+
+def first_checkpoint(settings: MolmoSettings) -> Checkpoint:
+    """What is served at the start; a store's pointer is read, so ask once. Raises CheckpointError.
+
+    May download and convert: takes minutes then.
+    """
+    return read_checkpoint(_first_folder(settings), max_model_len=settings.max_model_len)
+
+
+def _first_folder(settings: MolmoSettings) -> Path:
+    if settings.checkpoint is not None:
+        return settings.checkpoint
+    store, local = open_local(settings)
+    if store is not None and local is not None and (current := store.current()) is not None:
+        return local.bring(current, lambda phase: logger.info("%s: %s", current, phase))[0]
+    return Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
+
+
+def rollout_plan(settings: MolmoSettings, address: str) -> RolloutPlan:
+    """`address`: where a gate finds the service."""
+    return RolloutPlan(
+        served_name=settings.served_name,
+        max_model_len=settings.max_model_len,
+        way=settings.swap_way,
+        limits=SwapLimits(
+            drain_s=settings.swap_drain_s,
+            load_s=settings.swap_load_s,
+            probes=ProbeLimits(tolerance=settings.probe_tolerance),
+        ),
+        examination=Examination(
+            gate=tuple(shlex.split(settings.gate_command)),
+            gate_s=settings.gate_s,
+            address=address,
+            share=settings.canary_share,
+            shadow_share=settings.shadow_share,
+            canary_s=settings.canary_s,
+            least_same=settings.least_same,
+        ),
+    )

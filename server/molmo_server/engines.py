@@ -1,0 +1,127 @@
+"""The engines of this service, as its settings ask for them.
+
+Knows: how settings and a checkpoint become a process and an engine. Does not know: command lines
+(`engine.launch`), processes (`engine_pool.supervisor`), which checkpoint is to be served.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import orjson
+from PIL import Image
+
+from molmo_server.checkpoints.folder import Checkpoint
+from molmo_server.engine.launch import EngineSettings, engine_command
+from molmo_server.engine_pool import (
+    EngineAddress,
+    EnginePool,
+    EngineProcess,
+    EngineTiming,
+    RemoteEngine,
+    RestartPolicy,
+    SupervisedEngine,
+)
+from molmo_server.settings import MolmoSettings
+
+FIRST_ENGINE = "engine-0"
+
+
+def build_pool(settings: MolmoSettings, checkpoint: Checkpoint, own: OwnEngines) -> EnginePool:
+    """One engine: at the URL of the settings, or a process of our own."""
+    if settings.engine_url is None:
+        return EnginePool([own.engine(checkpoint, FIRST_ENGINE)])
+    remote = RemoteEngine(
+        name=FIRST_ENGINE,
+        address=EngineAddress(url=settings.engine_url),
+        timing=_timing(settings),
+        warm_ups=_warm_ups(settings.served_name),
+    )
+    return EnginePool([remote])
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnEngines:
+    """Makes engines whose processes are ours; each has a socket and a log of its name."""
+
+    settings: MolmoSettings
+    socket_dir: Path
+    """Short and private: a socket's path may have 107 characters."""
+    log_dir: Path
+
+    def engine(
+        self, checkpoint: Checkpoint, name: str, *, is_on_trial: bool = False
+    ) -> SupervisedEngine:
+        """An engine with a checkpoint, not yet started; on trial it has one try to start."""
+        settings = self.settings
+        restarts = RestartPolicy(
+            first_backoff_s=settings.first_backoff_s,
+            longest_backoff_s=settings.longest_backoff_s,
+            max_failed_starts=settings.max_failed_starts,
+        )
+        engine = SupervisedEngine(
+            name=name,
+            process=self.process(checkpoint, name),
+            timing=_timing(settings),
+            restarts=replace(restarts, max_failed_starts=1) if is_on_trial else restarts,
+            warm_ups=_warm_ups(settings.served_name),
+        )
+        engine.checkpoint_id = checkpoint.id
+        return engine
+
+    def process(self, checkpoint: Checkpoint, name: str) -> EngineProcess:
+        """How the engine of that name is started on a checkpoint."""
+        settings, socket = self.settings, self.socket_dir / f"{name}.sock"
+        argv, environment = engine_command(
+            EngineSettings(
+                checkpoint=checkpoint.folder,
+                socket=socket,
+                served_name=settings.served_name,
+                dtype=settings.dtype,
+                max_model_len=checkpoint.max_model_len,
+                max_num_seqs=settings.max_concurrent + 1,  # one for the question whether it hangs
+                max_images=settings.max_images,
+                kv_cache_gib=settings.kv_cache_gib,
+                is_eager=settings.is_eager,
+                n_threads=settings.engine_threads,
+                # The engine's own words then name the checkpoint, also inside streams.
+                extra_arguments=(
+                    *("--fingerprint-mode", "custom"),
+                    *("--fingerprint-value", checkpoint.id),
+                ),
+            )
+        )
+        return EngineProcess(
+            argv=argv, environment=environment, socket=socket, log=self.log_dir / f"{name}.log"
+        )
+
+
+def _timing(settings: MolmoSettings) -> EngineTiming:
+    return EngineTiming(
+        health_interval_s=settings.health_interval_s,
+        health_timeout_s=settings.health_timeout_s,
+        hang_grace_s=settings.hang_grace_s,
+        start_timeout_s=settings.start_timeout_s,
+    )
+
+
+def _warm_ups(served_name: str) -> tuple[bytes, ...]:
+    """A text and a picture: what is loaded on first use is loaded before anyone waits for it."""
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64), "white").save(picture, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    text = {"type": "text", "text": "Hi"}
+    image = {"type": "image_url", "image_url": {"url": url}}
+    return tuple(
+        orjson.dumps(
+            {
+                "model": served_name,
+                "messages": [{"role": "user", "content": content}],
+                "max_tokens": 1,
+            }
+        )
+        for content in ([text], [image, text])
+    )
