@@ -33,7 +33,7 @@ app = App(name="molmo eval", help="Measure a server.", version_flags=())
 
 
 class TargetMissed(MolmoError):
-    """A group is below its target, and --check was given."""
+    """A group is below its target, and --check was given; or a candidate is worse."""
 
 
 @app.command(name="list")
@@ -86,6 +86,51 @@ def run(
         raise TargetMissed(f"below target: {missed}; the log is {path}")
 
 
+@app.command
+def gate(
+    task: Annotated[str, Parameter(help="Name of a task; `molmo eval list` shows them")],
+    /,
+    *,
+    candidate: Annotated[str, Parameter(env_var="MOLMO_GATE_CANDIDATE", help="Model on trial")],
+    current: Annotated[str, Parameter(env_var="MOLMO_GATE_CURRENT", help="Model that serves")],
+    server: Annotated[str | None, Parameter(help="Address; else MOLMO_SERVER")] = None,
+    n: Annotated[int, Parameter(help="Samples in each group")] = 50,
+    seed: Annotated[int, Parameter(help="Other samples for another number")] = 20261123,
+    group: Annotated[
+        list[str] | None, Parameter(negative=(), help="Only this group; may be repeated")
+    ] = None,
+    tolerance: Annotated[float, Parameter(help="A value may be lower by so much")] = 0.02,
+    folder: Annotated[Path, Parameter(help="Where the logs of samples are")] = LOG_FOLDER,
+    concurrency: Annotated[int, Parameter(help="Requests at a time")] = 4,
+) -> None:
+    """Ask two models of a server the same samples; fail when the candidate is worse in a group.
+
+    Made for `MOLMO_GATE_COMMAND="molmo eval gate scenes"`: the server then names both models.
+    """
+    chosen = _chosen(task)
+    _check_options(chosen, n, concurrency, group or ())
+    values: list[dict[str, float]] = []
+    for model in (current, candidate):
+        identity, rows, _ = asyncio.run(
+            _run(
+                *(chosen, server, seed),
+                n=n,
+                folder=folder,
+                groups=group or (),
+                n_at_once=concurrency,
+                model=model,
+            )
+        )
+        print_table(identity, rows, Console())
+        values.append({row.group: row.value for row in rows})
+    old, new = values
+    if worse := [name for name, value in old.items() if new[name] < value - tolerance]:
+        told = ", ".join(f"{name} {old[name]:.3f} -> {new[name]:.3f}" for name in worse)
+        raise TargetMissed(
+            f"{candidate} is worse than {current} by more than {tolerance:g}: {told}"
+        )
+
+
 def _chosen(name: str) -> Task:
     try:
         return find_task(name)
@@ -113,9 +158,10 @@ async def _run(
     folder: Path,
     groups: Collection[str],
     n_at_once: int,
+    model: str | None = None,
 ) -> tuple[RunIdentity, list[Row], Path]:
     async with AsyncClient(server, retries=_PATIENT) as client:
-        identity = await identify(task, client, seed)
+        identity = await identify(task, client, seed, model)
         path = folder / _log_name(identity)
         terminal.remark(f"log: {path}")
         n_samples = n * (len(set(groups)) or len(task.groups))
@@ -127,6 +173,7 @@ async def _run(
                 n=n,
                 log=path,
                 groups=groups,
+                model=model,
                 n_at_once=n_at_once,
                 on_done=on_done,
             )

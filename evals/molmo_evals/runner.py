@@ -22,12 +22,14 @@ _LOG = logging.getLogger(__name__)
 OnDone = Callable[[Entry], None]
 
 
-async def identify(task: Task, client: AsyncClient, seed: int) -> RunIdentity:
-    """What a run against the server as it is now would be."""
+async def identify(
+    task: Task, client: AsyncClient, seed: int, model: str | None = None
+) -> RunIdentity:
+    """What a run against the server as it is now would be; `model` names a checkpoint of it."""
     return RunIdentity(
         task=task.name,
         seed=seed,
-        checkpoint=(await client.models()).data[0].checkpoint,
+        checkpoint=model or (await client.models()).data[0].checkpoint,
         version=molmo_core.__version__,
     )
 
@@ -40,13 +42,15 @@ async def run_task(
     n: int,
     log: Path,
     groups: Collection[str] = (),
+    model: str | None = None,
     n_at_once: int = 8,
     on_done: OnDone = lambda entry: None,
 ) -> list[Entry]:
     """Entries of all samples of `groups` (empty: all), those of an earlier run in `log` included.
 
-    A sample that fails is worth its `failed` score. Raises ServerUnreachable when the server
-    goes away: the log keeps what was answered, the same call goes on from there.
+    `model` is asked for by name. A sample that fails is worth its `failed` score. Raises
+    ServerUnreachable when the server goes away: the log keeps what was answered, the same call
+    goes on from there.
     """
     done: dict[str, Entry] = {}
     with RunLog(log, identity) as kept:
@@ -56,7 +60,7 @@ async def run_task(
             for sample in samples:  # one iterator for all workers
                 entry = kept.entries.get(sample.key)
                 if entry is None:
-                    entry = await _ask(client, sample)
+                    entry = await _ask(client, sample, model)
                     kept.append(entry)
                 done[entry.key] = entry
                 on_done(entry)
@@ -78,12 +82,13 @@ async def _all_at_once(workers: Iterable[Callable[[], Coroutine[None, None, None
         raise failures.exceptions[0] from None
 
 
-async def _ask(client: AsyncClient, sample: Sample) -> Entry:
+async def _ask(client: AsyncClient, sample: Sample, model: str | None) -> Entry:
     media = await asyncio.to_thread(sample.media)
     arguments = [media] if sample.verb == "caption" else [media, sample.text]
+    options = {} if model is None else {"model": model}
     begin_s = time.monotonic()
     try:
-        answer = await getattr(client, sample.verb)(*arguments)
+        answer = await getattr(client, sample.verb)(*arguments, **options)
         score, text, error = sample.score(answer), answer.text, None
     except ServerUnreachable:
         raise

@@ -23,6 +23,7 @@ def shared_gateway(
 def gateway(shared_gateway: RunningGateway) -> RunningGateway:
     """Its engine knows nothing yet and has been asked nothing."""
     oracle_of(shared_gateway).answers.clear()
+    oracle_of(shared_gateway).forgets_after = None
     shared_gateway.engine.requests.clear()
     return shared_gateway
 

@@ -85,6 +85,8 @@ class Oracle(FakeEngine):
     """`answers` by `media_key`; `default` for media that it does not know."""
 
     answers: dict[str, str] = field(default_factory=dict)
+    forgets_after: int | None = None
+    """So many requests; it knows nothing any more then."""
 
     def learn(self, samples: Iterable[Sample], geometry: VideoGeometry) -> None:
         for sample in samples:
@@ -94,6 +96,8 @@ class Oracle(FakeEngine):
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         # The body is kept by the request, so nothing else runs between here and its use.
         urls = media_urls(await request.json())
+        if self.forgets_after is not None and len(self.requests) >= self.forgets_after:
+            self.answers.clear()
         self.script = {"": self.answers.get(media_key(urls), self.default)}
         return await super()._chat(request)
 

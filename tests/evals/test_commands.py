@@ -105,3 +105,30 @@ def test_what_goes_wrong_is_told(
     assert message in told.err
     assert told.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def gate(gateway: RunningGateway, folder: Path, *more: str) -> int:
+    options = ["--n", "1", "--seed", str(SEED), "--folder", str(folder), "--group", "none", *more]
+    return main(["eval", "gate", "scenes", "--server", gateway.url, *options])
+
+
+def test_a_gate_compares_two_models_of_a_server(
+    gateway: RunningGateway,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One engine answers under both names; it forgets what it knew between them."""
+    learn_all(gateway, folder, 1)
+    checkpoint = read_checkpoint(folder).id
+    names = ("--candidate", checkpoint, "--current", "molmo2")
+    assert gate(gateway, tmp_path / "equal", *names) == 0
+    assert capsys.readouterr().out.count("none accuracy") == 2
+    oracle_of(gateway).forgets_after = len(gateway.engine.requests) + 1
+    monkeypatch.setenv("MOLMO_GATE_CANDIDATE", checkpoint)
+    monkeypatch.setenv("MOLMO_GATE_CURRENT", "molmo2")
+    assert gate(gateway, tmp_path / "worse") == 1
+    why = capsys.readouterr().err
+    assert f"{checkpoint} is worse than molmo2 by more than 0.02: none 1.000 -> 0.000" in why
+    assert gate(gateway, tmp_path / "worse", "--tolerance", "1") == 0  # from the log

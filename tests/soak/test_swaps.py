@@ -150,6 +150,7 @@ def serving(published: Published, folder: Path) -> Iterator[tuple[str, float]]:
     """A gateway and its engine on the store's current checkpoint; URL and seconds of the start."""
     settings = MolmoSettings(
         store=str(published.store.folder),
+        cache_dir=folder / "cache",
         admin_key=KEY,
         follows_store=False,
         dtype="float32",

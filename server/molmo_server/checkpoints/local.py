@@ -29,6 +29,7 @@ from molmo_core.checkpoints import (
 from molmo_core.errors import CheckpointError
 
 _NATIVE_CONFIG, _TOKENIZER = "config.yaml", "tokenizer"
+_IMPORTER = ("-m", "molmo_client", "checkpoint", "import")
 _LOOK_S = 0.2
 _LIMIT_S = 3600.0
 
@@ -84,8 +85,7 @@ class LocalCheckpoints:
 
     def _run_importer(self, source: Path, out: Path, n_bytes: int, on_phase: OnPhase) -> None:
         """Raises CheckpointError with what the importer said."""
-        command = [sys.executable, "-m", "molmo_client", "checkpoint", "import"]
-        command += [str(source), str(out)]
+        command = [sys.executable, *_IMPORTER, str(source), str(out)]
         if (source / _TOKENIZER).is_dir():
             command += ["--tokenizer", str(source / _TOKENIZER)]
         end = time.monotonic() + _LIMIT_S
@@ -95,15 +95,17 @@ class LocalCheckpoints:
             )
             self._child = child
             try:
-                while child.poll() is None:
-                    if self._is_abandoned or time.monotonic() > end:
-                        raise CheckpointError("the conversion was broken off, or took too long")
+                while child.poll() is None and not self._is_abandoned:
+                    if time.monotonic() > end:
+                        raise CheckpointError(f"the conversion took longer than {_LIMIT_S:g} s")
                     on_phase(f"converting, {min(_written(out) / max(n_bytes, 1), 1):.0%}")
                     time.sleep(_LOOK_S)
             finally:
                 child.kill()
                 child.wait()
                 self._child = None
+            if self._is_abandoned:
+                raise CheckpointError("the conversion was broken off: the service is ending")
             if child.returncode != 0:
                 said.seek(0)
                 lines = said.read().decode(errors="replace").strip().splitlines()
