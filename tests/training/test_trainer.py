@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from molmo_core.checkpoints import FolderStore
+from molmo_training.checkpoints.opened import open_checkpoint
 from molmo_training.data.loader import GROUP_SIZE, BatchStream, Source
 from molmo_training.data.scenes import image_example
 from molmo_training.data.tokenize import Tokenizing
-from molmo_training.recipes.tiny import TinyRecipe, build_trainer
+from molmo_training.recipes.tiny import TinyRecipe, build_trainer, write_settings
 from molmo_training.trainer import Trainer
 
 SOURCES = [Source(name="image", make=image_example, rate=1.0, batch_size=2)]
@@ -71,3 +73,28 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, tokenizing: Toke
         trainer.model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="at step 0; lower the rate"):
         trainer.advance(batch)
+
+
+def test_every_saved_state_is_published_and_a_store_that_is_away_ends_nothing(
+    tmp_path: Path, tokenizing: Tokenizing, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = TinyRecipe(
+        folder=tmp_path / "run", max_steps=2, n_threads=1, publish_to=str(tmp_path / "store")
+    )
+    write_settings(recipe.folder)
+    trainer, _ = build_trainer(recipe)
+    trainer.run(BatchStream(SOURCES, tokenizing, seed=1))
+    store = FolderStore(tmp_path / "store")
+    (published,) = store.ids()  # the save on the way and the one at the end are of one step
+    manifest = store.verify(published)
+    assert (manifest.step, manifest.name, store.current()) == (2, "molmo2-tiny", published)
+    opened = open_checkpoint(store.folder_of(published))
+    name = "model.transformer.ln_f.weight"
+    assert torch.equal(opened.weights.read(name), trainer.model.state_dict()[name].bfloat16())
+
+    (tmp_path / "store" / "CURRENT").unlink()
+    (tmp_path / "store" / "staging").rmdir()
+    (tmp_path / "store" / "staging").write_text("in the way")
+    trainer.save()
+    assert "step is not published" in caplog.text
+    assert store.current() is None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration, attention_mask
+from molmo_training.checkpoints.publish import Publishing
 from molmo_training.data.example import Batch
 from molmo_training.loss import AttentionGuide, ObjectProbes, token_loss
 from molmo_training.optim import OptimConfig, Optimizer
@@ -37,6 +38,8 @@ class TrainerConfig:
     guided_heads: int = 3
     log_every: int = 20
     save_every: int = 100
+    publishing: Publishing | None = None
+    """Makes every saved state a checkpoint that servers may follow."""
     max_seconds: float | None = None
     """Wall-clock limit of the whole run; the learning rate follows whichever of steps and time is
     further on, so that a run cut by time ends with a small rate."""
@@ -57,6 +60,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.examples = 0
+        self._saved_step: int | None = None
 
     def run(self, batches: Iterable[Batch]) -> None:
         """Train until the limit of steps or seconds; logs and saves on the way and at the end."""
@@ -72,7 +76,8 @@ class Trainer:
                 self.save()
             if self.progress >= 1:
                 break
-        self.save()
+        if self._saved_step != self.step:
+            self.save()
 
     @property
     def progress(self) -> float:
@@ -135,6 +140,9 @@ class Trainer:
         partial = self.config.folder / "state.pt.partial"
         torch.save(state, partial)
         os.replace(partial, self.config.folder / "state.pt")
+        self._saved_step = self.step
+        if self.config.publishing is not None:
+            self.config.publishing.publish(self.config.folder)
 
     def resume(self) -> bool:
         """Go on from the run folder's state; False when there is none."""

@@ -18,6 +18,8 @@ from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
 from molmo_server.engine_pool.remote import RemoteEngine
 
 _N_ALTERNATIVES = 5
+_ANYTHING = Probe(question="What can you do?", answer_ids=(), logprobs=())
+_N_TOKENS_OF_ANYTHING = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,12 @@ class ProbeLimits:
 async def wrong_probes(
     engine: RemoteEngine, probes: Sequence[Probe], model: str, limits: ProbeLimits
 ) -> list[str]:
-    """What differs between the engine's answers and the published ones."""
+    """What differs between the engine's answers and the published ones.
+
+    Without published ones the answer to one question must at least be made of numbers.
+    """
     wrong = []
-    for number, probe in enumerate(probes):
+    for number, probe in enumerate(probes or (_ANYTHING,)):
         try:
             async with asyncio.timeout(limits.answer_s):
                 tables = await _answer(engine, probe, model)
@@ -52,8 +57,13 @@ def compare_probe(
 
     `tables`: for each token of the answer the log-probabilities of the most probable ids, the
     chosen one first. The published token's is compared, whatever was chosen: two that are as
-    probable may change places. Behind another choice the answers are about different texts.
+    probable may change places. Behind another choice the answers are about different texts. A
+    probe without an answer asks for numbers only.
     """
+    if not probe.answer_ids:
+        chosen = [next(iter(table.values()), None) for table in tables]
+        is_good = chosen and all(one is not None and math.isfinite(one) for one in chosen)
+        return None if is_good else f"the log-probabilities of its answer are {chosen}"
     for place, (expected, published) in enumerate(
         zip(probe.answer_ids, probe.logprobs, strict=True)
     ):
@@ -79,7 +89,7 @@ async def _answer(engine: RemoteEngine, probe: Probe, model: str) -> list[dict[i
     body = {
         "model": model,
         "messages": [{"role": "user", "content": content}],
-        "max_tokens": len(probe.answer_ids),
+        "max_tokens": len(probe.answer_ids) or _N_TOKENS_OF_ANYTHING,
         "temperature": 0,
         "logprobs": True,
         "top_logprobs": _N_ALTERNATIVES,

@@ -17,7 +17,7 @@ from molmo_core.checkpoints import Store, open_store
 from molmo_core.errors import CheckpointError, MolmoError
 from molmo_training.checkpoints.convert import SHARD_BYTES, to_hugging_face, to_native_folder
 from molmo_training.checkpoints.opened import OpenedCheckpoint, n_parameters, open_checkpoint
-from molmo_training.checkpoints.publish import publish, publish_as_it_is
+from molmo_training.checkpoints.publish import publish, publish_as_it_is, store_cache
 from molmo_training.checkpoints.verify import Difference, compare
 
 app = App(
@@ -220,7 +220,7 @@ def rollback_command(
 
 
 def _store(where: str) -> Store:
-    return open_store(where, cache=Path("~/.cache/molmo/store").expanduser())
+    return open_store(where, cache=store_cache())
 
 
 def is_within(difference: Difference, tolerance: float) -> bool:

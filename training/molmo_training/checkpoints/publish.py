@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
+import math
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import torch
 from PIL import Image
 
 from molmo_core import __version__
-from molmo_core.checkpoints import Manifest, Probe, Store
+from molmo_core.checkpoints import Manifest, Probe, Store, open_store
 from molmo_core.errors import CheckpointError
 from molmo_core.prompts import Turn, render_chat, verb_prompt
 from molmo_core.scenes import draw_scene, sample_scene
@@ -32,8 +35,46 @@ from molmo_training.checkpoints.opened import (
     open_checkpoint,
 )
 
+logger = logging.getLogger(__name__)
+
 _PROBE_TOKENS = 8
 _PROBE_SEED = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publishing:
+    """Where and how a run publishes what it saves."""
+
+    store: str
+    """A folder, or the URL of an object store."""
+    name: str
+    keep: int = 3
+    """Checkpoints that stay, beside those that somebody serves."""
+    dtype: torch.dtype = torch.bfloat16
+    compute_dtype: torch.dtype | None = None
+
+    def publish(self, run: Path) -> Manifest | None:
+        """Publish the saved state of a run.
+
+        None, with the reason in the log, when that fails: a store that is away ends no training.
+        """
+        try:
+            return publish(
+                run,
+                open_store(self.store, cache=store_cache()),
+                name=self.name,
+                keep=self.keep,
+                dtype=self.dtype,
+                compute_dtype=self.compute_dtype,
+            )
+        except (CheckpointError, OSError) as error:
+            logger.error("step is not published: %s", error)
+            return None
+
+
+def store_cache() -> Path:
+    """Where this machine keeps what it reads from object stores."""
+    return Path("~/.cache/molmo/store").expanduser()
 
 
 def publish(
@@ -148,6 +189,11 @@ def _probe(
         logits[0].float().log_softmax(-1)[token].item()
         for logits, token in zip(output.logits, ids, strict=True)
     ]
+    if not all(map(math.isfinite, logprobs)):
+        raise CheckpointError(
+            f"the weights answer {question!r} with log-probabilities {logprobs[:4]}: they hold "
+            "numbers that are none; publish an earlier step"
+        )
     return Probe(
         question=question,
         image_png=None if picture is None else _png(picture),

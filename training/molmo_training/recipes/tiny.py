@@ -30,6 +30,7 @@ from molmo_hf.configuration_molmo2 import (
 from molmo_hf.export import save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training.checkpoints.opened import RUN_SETTINGS
+from molmo_training.checkpoints.publish import Publishing
 from molmo_training.data.example import Example
 from molmo_training.data.loader import BatchStream, Source, make_loader
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
@@ -69,6 +70,8 @@ class TinyRecipe:
     same rate 64 %, with AdamW at 6e-4 44 %."""
     n_threads: int = 2
     n_workers: int = 1
+    publish_to: str | None = None
+    """A store that gets every state that is saved."""
     seed: int = SEED
 
 
@@ -183,6 +186,9 @@ def build_trainer(recipe: TinyRecipe) -> tuple[Trainer, Tokenizing]:
         folder=recipe.folder,
         max_steps=recipe.max_steps,
         max_seconds=recipe.max_seconds,
+        publishing=None
+        if recipe.publish_to is None
+        else Publishing(store=recipe.publish_to, name="molmo2-tiny", compute_dtype=torch.float32),
         optim=OptimConfig(
             llm_lr=rate, connector_lr=recipe.connector_rate, vit_lr=recipe.vit_rate, muon=True
         ),
@@ -253,6 +259,7 @@ def main() -> None:
     parser.add_argument("--tower-steps", type=int, default=TinyRecipe.tower_steps)
     parser.add_argument("--threads", type=int, default=TinyRecipe.n_threads)
     parser.add_argument("--learning-rate", type=float, default=TinyRecipe.learning_rate)
+    parser.add_argument("--publish-to", default=None, help="store that gets every saved state")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(
@@ -263,6 +270,7 @@ def main() -> None:
             max_seconds=arguments.hours * 3600 if arguments.hours else None,
             n_threads=arguments.threads,
             learning_rate=arguments.learning_rate,
+            publish_to=arguments.publish_to,
         )
     )
 
