@@ -108,13 +108,14 @@ def ask(http: httpx2.Client, prompt: Conversation, *, is_stream: bool) -> Answer
         events = events_of(response.content)
         assert not any("error" in event for event in events)
         pieces = [c["delta"].get("content") or "" for e in events for c in e["choices"]]
-        text, named = "".join(pieces), {event["system_fingerprint"] for event in events}
+        # vLLM names the weights with the last chunk of an answer only.
+        text, named = "".join(pieces), {e.get("system_fingerprint") for e in events} - {None}
     else:
         content = orjson.loads(response.content)
         text = content["choices"][0]["message"]["content"]
         named = {content["system_fingerprint"]}
     named.add(response.headers["x-molmo-checkpoint"])
-    (checkpoint,) = named  # header, every chunk and the last one agree
+    (checkpoint,) = named  # header and chunks agree
     return Answer(prompt=prompt.name, checkpoint=checkpoint, text=text, began=began, took_s=took_s)
 
 
