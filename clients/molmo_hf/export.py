@@ -28,7 +28,7 @@ from molmo_hf.bundled_code import AUTO_MAPS, write_bundled_code
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_hf.tokenizer import check_tokenizer, save_tokenizer
-from molmo_hf.weight_files import LoadedWeights, Weights, write_weights
+from molmo_hf.weight_files import LoadedWeights, Place, Weights, write_weights
 
 ARCHITECTURE = "Molmo2ForConditionalGeneration"
 EMBEDDING = "model.transformer.wte.embedding"
@@ -120,8 +120,14 @@ class WithHead:
         return shapes if HEAD in shapes else {**shapes, HEAD: shapes[EMBEDDING]}
 
     def read(self, name: str) -> Tensor:
+        return self.weights.read(self._behind(name))
+
+    def place(self, name: str) -> Place | None:
+        return self.weights.place(self._behind(name))
+
+    def _behind(self, name: str) -> str:
         is_tied = name == HEAD and HEAD not in self.weights.shapes()
-        return self.weights.read(EMBEDDING if is_tied else name)
+        return EMBEDDING if is_tied else name
 
 
 def load_processor(folder: Path | str) -> Molmo2Processor:

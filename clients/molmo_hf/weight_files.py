@@ -1,7 +1,8 @@
 """Weights tensor by tensor: written as safetensors files without ever holding a whole file.
 
 The safetensors library writes a file from tensors that are all in memory. Here a tensor is read,
-cast piece by piece and written before the next one is read, so that the peak is one tensor.
+cast piece by piece and written before the next one is read, so that the peak is one tensor. One
+that lies in a file in the right type is copied by the system and not read at all.
 
 Knows: the safetensors format and the index of a folder cut into several files. Does not know:
 which tensors a model has, where they come from.
@@ -10,13 +11,18 @@ which tensors a model has, where they come from.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import Buffer
+
+from molmo_core.errors import CheckpointError
 
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -35,6 +41,19 @@ class Weights(Protocol):
         """The tensor, on the CPU; the caller lets go of it before asking for the next."""
         ...
 
+    def place(self, name: str) -> Place | None:
+        """Where just these numbers lie in a file; None when they do not."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Numbers of one type in a file, whole and in order."""
+
+    path: Path
+    offset: int
+    dtype: torch.dtype
+
 
 @dataclass(frozen=True)
 class LoadedWeights:
@@ -47,6 +66,9 @@ class LoadedWeights:
 
     def read(self, name: str) -> Tensor:
         return self.tensors[name].detach().to("cpu")
+
+    def place(self, name: str) -> Place | None:
+        return None
 
 
 def write_weights(
@@ -65,10 +87,14 @@ def write_weights(
         total = len(shards)
         names = [f"model-{k:05d}-of-{total:05d}.safetensors" for k in range(1, total + 1)]
     for file_name, shard in zip(names, shards, strict=True):
-        with (folder / file_name).open("wb") as file:
-            file.write(_header(shard, shapes, dtype))
+        with (folder / file_name).open("wb", buffering=0) as file:
+            _write_all(file, _header(shard, shapes, dtype))
             for name in shard:
-                _write_cast(file, weights.read(name), dtype)
+                place = weights.place(name)
+                if place is not None and place.dtype == dtype:
+                    _copy(file, place, _n_elements(shapes[name]) * dtype.itemsize)
+                else:
+                    _write_cast(file, weights.read(name), dtype)
     if len(shards) > 1:
         total_bytes = sum(_n_elements(shape) for shape in shapes.values()) * dtype.itemsize
         index = {
@@ -121,8 +147,28 @@ def _header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_cast(file: BinaryIO, tensor: Tensor, dtype: torch.dtype) -> None:
+def _write_cast(file: FileIO, tensor: Tensor, dtype: torch.dtype) -> None:
     flat = tensor.contiguous().view(-1)
     for begin in range(0, flat.numel(), _PIECE):
         piece = flat[begin : begin + _PIECE].to(dtype)
-        file.write(memoryview(piece.view(torch.uint8).numpy()))
+        _write_all(file, piece.view(torch.uint8).numpy())
+
+
+def _write_all(file: FileIO, content: Buffer) -> None:
+    """The system writes less than 2 GiB at a time."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _copy(file: FileIO, place: Place, n_bytes: int) -> None:
+    """Inside the system: the numbers never pass through this process. Raises CheckpointError."""
+    with place.path.open("rb", buffering=0) as source:
+        offset, end = place.offset, place.offset + n_bytes
+        while offset < end:
+            n_copied = os.copy_file_range(
+                source.fileno(), file.fileno(), end - offset, offset_src=offset
+            )
+            if n_copied == 0:
+                raise CheckpointError(f"{place.path.name} is cut short; copy it again")
+            offset += n_copied

@@ -48,6 +48,9 @@ class RandomWeights:
         n_blocks = -(-n_numbers // self._block.numel())
         return self._block.repeat(n_blocks)[:n_numbers].view(self._shapes[name])
 
+    def place(self, name: str) -> None:
+        return None
+
 
 def write_large(folder: Path) -> None:
     text = {

@@ -206,3 +206,33 @@ def test_the_command_line(native: Path, tmp_path: Path, capsys: pytest.CaptureFi
     native_out = str(tmp_path / "native")
     assert molmo(["checkpoint", "export", out, native_out, "--layout", "native"]) == 0
     assert sorted(p.name for p in Path(native_out).iterdir()) == ["config.yaml", "model.pt"]
+
+
+def test_numbers_that_need_no_cast_are_copied_and_others_are_cast(
+    native: Path, tmp_path: Path
+) -> None:
+    """From a file that the system copies from, and through memory: the same bytes."""
+    source = open_checkpoint(
+        to_hugging_face(open_checkpoint(native / "olmo3"), tmp_path / "hf", dtype=torch.bfloat16)
+    )
+    loaded = LoadedWeights(tensors_of(source))
+    for name, dtype in (("same", torch.bfloat16), ("wide", torch.float32)):
+        copied, written = tmp_path / f"{name}-copied", tmp_path / f"{name}-written"
+        copied.mkdir()
+        written.mkdir()
+        write_weights(source.weights, copied, dtype=dtype, shard_bytes=100_000)
+        write_weights(loaded, written, dtype=dtype, shard_bytes=100_000)
+        files = sorted(path.name for path in written.iterdir())
+        assert sorted(path.name for path in copied.iterdir()) == files
+        assert len(files) > 2
+        for file in files:
+            assert (copied / file).read_bytes() == (written / file).read_bytes(), file
+
+
+def test_a_file_that_shrinks_while_it_is_copied(native: Path, tmp_path: Path) -> None:
+    source = open_checkpoint(to_hugging_face(open_checkpoint(native / "olmo3"), tmp_path / "hf"))
+    (weights,) = source.folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-5000])
+    with pytest.raises(CheckpointError, match="is cut short; copy it again"):
+        to_hugging_face(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from molmo_hf.export import HEAD
-from molmo_hf.weight_files import Weights
+from molmo_hf.weight_files import Place, Weights
 
 NATIVE_HEAD = "transformer.ff_out.weight"
 _PREFIX = "model."
@@ -58,6 +58,9 @@ class Renamed:
     def read(self, name: str) -> Tensor:
         tensor: Tensor = self.weights.read(self.names[name])
         return tensor
+
+    def place(self, name: str) -> Place | None:
+        return self.weights.place(self.names[name])
 
 
 __all__ = ["HEAD", "NATIVE_HEAD", "Renamed", "to_hf", "to_native"]

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from molmo_core.errors import CheckpointError
+from molmo_hf.weight_files import Place
 from molmo_training.checkpoints.safetensors_weights import StoredTensor, StoredWeights
 
 CONTENTS_FILE = ".metadata"
@@ -107,6 +108,9 @@ class ShardedWeights:
                 "written to its end: copy it again"
             )
         return whole
+
+    def place(self, name: str) -> Place | None:
+        return None  # each piece is a file of torch's own kind
 
     def _piece(self, name: str, where: _Record) -> Tensor:
         path = self._folder / Path(where.relative_path).name  # never outside of the folder

@@ -29,7 +29,7 @@ from molmo_hf.export import HEAD, WithHead, load_processor, save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_hf.tokenizer import build_tokenizer
-from molmo_hf.weight_files import LoadedWeights, Weights
+from molmo_hf.weight_files import LoadedWeights, Place, Weights
 from molmo_training.checkpoints.names import NATIVE_HEAD, Renamed, to_hf
 from molmo_training.checkpoints.native_config import CONFIG_FILE, read_native_config
 from molmo_training.checkpoints.native_weights import (
@@ -209,6 +209,9 @@ class _OnlyRead:
     def read(self, name: str) -> Tensor:
         tensor: Tensor = self.weights.read(name)
         return tensor
+
+    def place(self, name: str) -> Place | None:
+        return self.weights.place(name)
 
 
 def _layer_of(name: str) -> int:

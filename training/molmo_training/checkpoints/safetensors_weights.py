@@ -17,7 +17,7 @@ from torch import Tensor
 
 from molmo_core.checkpoints.safetensors_header import read_header
 from molmo_core.errors import CheckpointError
-from molmo_hf.weight_files import DTYPES, INDEX_FILE
+from molmo_hf.weight_files import DTYPES, INDEX_FILE, Place
 
 _TYPES = {name: dtype for dtype, name in DTYPES.items()}
 
@@ -33,20 +33,19 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         """Raises CheckpointError when the file ends before."""
-        content = bytearray(math.prod(self.shape) * self.dtype.itemsize)
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        content: memoryview = tensor.view(-1).view(torch.uint8).numpy().data
+        n_read = 0
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.offset)
-                view, n_read = memoryview(content), 0
-                while n_read < len(content) and (n := file.readinto(view[n_read:])):
+                while n_read < len(content) and (n := file.readinto(content[n_read:])):
                     n_read += n
         except OSError as error:
             raise CheckpointError(f"{self.path.name} cannot be read ({error})") from error
         if n_read < len(content):
             raise CheckpointError(f"{self.path.name} is cut short; copy it again")
-        if not content:
-            return torch.empty(self.shape, dtype=self.dtype)
-        return torch.frombuffer(content, dtype=self.dtype).view(self.shape)
+        return tensor
 
 
 class StoredWeights:
@@ -60,6 +59,10 @@ class StoredWeights:
 
     def read(self, name: str) -> Tensor:
         return self._tensors[name].read()
+
+    def place(self, name: str) -> Place | None:
+        tensor = self._tensors[name]
+        return Place(tensor.path, tensor.offset, tensor.dtype)
 
 
 class SafetensorsWeights(StoredWeights):
