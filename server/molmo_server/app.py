@@ -69,8 +69,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await engines.start()
         following = []
-        if store is not None:
-            following = StoreFollower(rollout, store, loads=settings.follows_store).start()
+        if store is not None and local is not None:
+            loads = settings.follows_store
+            following = StoreFollower(rollout, store, local, loads=loads).start()
         try:
             yield
         finally:
@@ -78,7 +79,9 @@ def create_app(
                 local.abandon()
             for task in following:
                 task.cancel()
-            await asyncio.gather(*following, return_exceptions=True)
+            for shadow in gateway.shadows:
+                shadow.cancel()
+            await asyncio.gather(*following, *gateway.shadows, return_exceptions=True)
             await engines.stop(drain_s=settings.drain_s)
 
     app = FastAPI(

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import orjson
 from PIL import Image
 
+from molmo_core.checkpoints import MANIFEST, read_manifest
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.engine.launch import EngineSettings, engine_command
 from molmo_server.engine_pool import (
@@ -25,6 +28,7 @@ from molmo_server.engine_pool import (
     RestartPolicy,
     SupervisedEngine,
 )
+from molmo_server.engine_pool.probing import ProbeLimits, wrong_probes
 from molmo_server.settings import MolmoSettings
 
 FIRST_ENGINE = "engine-0"
@@ -95,7 +99,24 @@ class OwnEngines:
             )
         )
         return EngineProcess(
-            argv=argv, environment=environment, socket=socket, log=self.log_dir / f"{name}.log"
+            argv=argv,
+            environment=environment,
+            socket=socket,
+            log=self.log_dir / f"{name}.log",
+            examine=self.examination(checkpoint),
+        )
+
+    def examination(
+        self, checkpoint: Checkpoint
+    ) -> Callable[[RemoteEngine], Awaitable[list[str]]] | None:
+        """Of what was published an engine must answer the probes, at every start of it."""
+        if not (checkpoint.folder / MANIFEST).exists():
+            return None
+        return partial(
+            wrong_probes,
+            probes=read_manifest(checkpoint.folder).probes,
+            model=self.settings.served_name,
+            limits=ProbeLimits(tolerance=self.settings.probe_tolerance),
         )
 
 

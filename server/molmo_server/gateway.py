@@ -92,27 +92,39 @@ class Gateway:
         """The engine's whole chat completion."""
         async with self.open(question, request_id=request_id, whole=True) as (asked, reply):
             answer = _whole_answer(reply)
-            self._compare(asked, answer, request_id)
-            return Completion(prompt=asked.prompt, answer=answer, checkpoint_id=self.id_of(reply))
+            answered = Completion(
+                prompt=asked.prompt, answer=answer, checkpoint_id=self.id_of(reply)
+            )
+        self._compare(asked, answered, request_id)
+        return answered
 
-    def _compare(self, asked: Asked, answer: dict[str, Any], request_id: str) -> None:
+    def _compare(self, asked: Asked, answered: Completion, request_id: str) -> None:
         """Perhaps have an engine on trial answer as well, behind the scenes, one at a time."""
         trial = self.engines.trial
         is_greedy = asked.question.options.get("temperature") == 0
-        if trial is None or not is_greedy or self.shadows or not trial.is_to_be_compared():
+        if trial is None or not is_greedy or self.shadows:
             return
-        task = asyncio.create_task(self._ask_trial(trial, asked, answer, request_id))
+        if answered.checkpoint_id == trial.engine.checkpoint_id or not trial.is_to_be_compared():
+            return
+        texts = _texts(answered.answer)
+        task = asyncio.create_task(self._ask_trial(trial, asked, texts, request_id))
         self.shadows.add(task)
         task.add_done_callback(self.shadows.discard)
 
     async def _ask_trial(
-        self, trial: Trial, asked: Asked, answer: dict[str, Any], request_id: str
+        self, trial: Trial, asked: Asked, texts: list[str], request_id: str
     ) -> None:
         try:
-            async with self.engines.shadow(trial, asked.body_for, request_id=request_id) as reply:
-                is_same = _texts(_whole_answer(reply)) == _texts(answer)
+            async with (
+                asyncio.timeout(self.settings.deadline_s),
+                self.engines.shadow(trial, asked.body_for, request_id=request_id) as reply,
+            ):
+                is_same = _texts(_whole_answer(reply)) == texts
         except (EngineUnavailable, EngineFailed):
             return  # noted by the pool
+        except TimeoutError:
+            trial.figures.n_failed += 1
+            return
         except MolmoError as error:  # refused: a shorter context, other limits
             logger.info("the engine on trial refuses %s: %s", request_id, error.message)
             is_same = False

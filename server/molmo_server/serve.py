@@ -89,6 +89,7 @@ def serve_command(
 
 def run_server(settings: MolmoSettings) -> int:
     """Serve until told to end; returns the exit code."""
+    configure_logging(settings.log_level)
     try:
         checkpoint = first_checkpoint(settings)
     except (CheckpointError, OSError) as error:
@@ -105,7 +106,6 @@ def run_server(settings: MolmoSettings) -> int:
         )
     # Short and private: a socket's path may have 107 characters.
     private = Path(tempfile.mkdtemp(prefix="molmo-"))
-    configure_logging(settings.log_level)
     try:
         return uvloop.run(_serve(settings, checkpoint, listener, private))
     finally:

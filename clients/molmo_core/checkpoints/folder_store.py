@@ -72,12 +72,17 @@ class FolderStore:
     def folder_of(self, checkpoint_id: str) -> Path:
         """Raises CheckpointError when there is none of that id."""
         folder = self.folder / _CHECKPOINTS / checkpoint_id
-        if not NAME.fullmatch(checkpoint_id) or not folder.is_dir():
+        if not self.has(checkpoint_id) or folder.is_symlink():
             known = ", ".join(self.ids()[-5:]) or "none"
             raise CheckpointError(
                 f"the store has no checkpoint {checkpoint_id[:100]!r}; the last ones are: {known}"
             )
         return folder
+
+    def has(self, checkpoint_id: str) -> bool:
+        """Whether there is one of that id, in order or damaged."""
+        folder = self.folder / _CHECKPOINTS / checkpoint_id
+        return bool(NAME.fullmatch(checkpoint_id)) and folder.is_dir()
 
     def manifest(self, checkpoint_id: str) -> Manifest:
         """Raises CheckpointError when there is none of that id."""

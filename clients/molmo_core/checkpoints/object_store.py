@@ -14,14 +14,16 @@ Knows: the order of uploads. Does not know: models, engines, who asks for what.
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
@@ -34,10 +36,29 @@ from molmo_core.checkpoints.manifest import (
     describe_files,
     new_id,
 )
-from molmo_core.errors import CheckpointError
+from molmo_core.errors import CheckpointError, MolmoError
 
 _CURRENT, _CHECKPOINTS, _LIVE, _UPLOADING = "CURRENT", "checkpoints", "live", ".uploading"
 _STALE_S = 24 * 3600.0
+P = ParamSpec("P")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+
+def _reaching(method: Callable[P, R]) -> Callable[P, R]:
+    """What a library of a place raises that it does not derive from OSError, as OSError."""
+
+    @functools.wraps(method)
+    def reached(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except (OSError, MolmoError, ValueError):
+            raise
+        except Exception as error:  # each place has its own: the edge to foreign code
+            raise OSError(f"the store cannot be reached ({error!r})") from error
+
+    return reached
 
 
 class ObjectStore:
@@ -55,6 +76,7 @@ class ObjectStore:
 
     # --- reading --------------------------------------------------------------------------------
 
+    @_reaching
     def current(self) -> str | None:
         """The id to serve, None when nothing was published. Raises CheckpointError."""
         try:
@@ -67,14 +89,30 @@ class ObjectStore:
             raise CheckpointError(f"{_CURRENT} says {name[:100]!r}, which is no id")
         return name
 
+    @_reaching
     def ids(self) -> list[str]:
-        """Every complete checkpoint, the oldest first. Raises CheckpointError."""
+        """Every complete checkpoint, the oldest first."""
         found = []
         for name in self._names(_CHECKPOINTS):
-            with suppress(FileNotFoundError):  # not complete, or retired meanwhile
+            try:
                 found.append((self._manifest(name).created, name))
+            except FileNotFoundError:  # not complete, or retired meanwhile
+                continue
+            except CheckpointError as error:  # one that is damaged hides no others
+                logger.warning("%s is left out: %s", name, error.message)
         return [name for _, name in sorted(found)]
 
+    def has(self, checkpoint_id: str) -> bool:
+        """Whether there is one of that id, complete or damaged."""
+        path = self._path(_CHECKPOINTS, checkpoint_id, MANIFEST)
+        return bool(NAME.fullmatch(checkpoint_id)) and self._exists(path)
+
+    @_reaching
+    def _exists(self, path: str) -> bool:
+        self._files.invalidate_cache()
+        return bool(self._files.exists(path))
+
+    @_reaching
     def manifest(self, checkpoint_id: str) -> Manifest:
         """Raises CheckpointError when there is none of that id."""
         try:
@@ -87,6 +125,7 @@ class ObjectStore:
             f"the store has no checkpoint {checkpoint_id[:100]!r}; the last ones are: {known}"
         )
 
+    @_reaching
     def bring(self, checkpoint_id: str) -> Path:
         """Download it, unless it is here, and compare every file with the manifest.
 
@@ -140,6 +179,7 @@ class ObjectStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @_reaching
     def publish(self, staged: Path, *, name: str, **facts: Any) -> Manifest:
         """Upload the staged folder, the manifest last, and make it the current one.
 
@@ -163,11 +203,13 @@ class ObjectStore:
         self.set_current(manifest.id)
         return manifest
 
+    @_reaching
     def set_current(self, checkpoint_id: str) -> None:
         """Point at a complete checkpoint. Raises CheckpointError when it is not."""
         self._check_sizes(self.manifest(checkpoint_id))
         self._write(f"{checkpoint_id}\n".encode(), _CURRENT)
 
+    @_reaching
     def retire(self, keep: int) -> list[str]:
         """Remove all but the last `keep`; never the current one, nor one that somebody serves.
 
@@ -179,7 +221,9 @@ class ObjectStore:
         for checkpoint_id in self.ids()[:-keep]:
             if checkpoint_id in {self.current(), *self.live()}:  # asked anew: removing takes time
                 continue
-            # First the manifest, so that nobody begins to read what is going.
+            # First the manifest, so that nobody begins to read what is going; the mark has the
+            # rest removed later if this is broken off.
+            self._write(b"0", _CHECKPOINTS, checkpoint_id, _UPLOADING)
             self._files.rm_file(self._path(_CHECKPOINTS, checkpoint_id, MANIFEST))
             self._files.rm(self._path(_CHECKPOINTS, checkpoint_id), recursive=True)
             removed.append(checkpoint_id)
@@ -188,14 +232,17 @@ class ObjectStore:
 
     # --- who serves what ------------------------------------------------------------------------
 
+    @_reaching
     def hold(self, holder: str, checkpoint_ids: Collection[str]) -> None:
         """Say that `holder` serves these for the next ten minutes; repeat it while it does."""
         self._write(new_lease(checkpoint_ids), _LIVE, f"{holder}.json")
 
+    @_reaching
     def release(self, holder: str) -> None:
         with suppress(FileNotFoundError):
             self._files.rm_file(self._path(_LIVE, f"{holder}.json"))
 
+    @_reaching
     def live(self) -> set[str]:
         """The ids under leases that have not ended. Raises CheckpointError for a damaged lease."""
         held: set[str] = set()

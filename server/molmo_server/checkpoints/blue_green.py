@@ -89,9 +89,9 @@ async def exchange(
     try:
         examinations: dict[str, Callable[[], Awaitable[None]]] = {
             "starting a second engine": partial(_started, engine),
-            "probes": partial(_probed, engine, probes, model, limits),
             "gate": partial(_passes_gate, trial, examination, current_id),
             "canary": partial(_tried_on_callers, trial, examination),
+            "probes": partial(_answers_still, engine, probes, model, limits),
         }
         for phase, examine in examinations.items():
             on_phase(phase)
@@ -116,12 +116,13 @@ async def _started(engine: SupervisedEngine) -> None:
         raise CheckpointError(f"a second engine did not start with it: {engine.reason}{last}")
 
 
-async def _probed(
+async def _answers_still(
     engine: SupervisedEngine, probes: tuple[Probe, ...], model: str, limits: ProbeLimits
 ) -> None:
+    """The probes were part of the start; what came since may have hurt."""
     if wrong := await wrong_probes(engine, probes, model, limits):
         raise CheckpointError(
-            f"a second engine started with it and does not answer as published ({'; '.join(wrong)})"
+            f"in the end a second engine did not answer as published ({'; '.join(wrong)})"
         )
 
 
@@ -174,6 +175,13 @@ async def _tried_on_callers(trial: Trial, examination: Examination) -> None:
         await asyncio.sleep(_LOOK_S)
     if figures.n_failed:
         raise CheckpointError(f"it broke on callers' requests during the canary: {_shown(trial)}")
+    if figures.n_asked and not figures.trial_s:
+        raise CheckpointError(f"it answered no caller during the canary: {_shown(trial)}")
+    if examination.least_same and not figures.n_compared:
+        raise CheckpointError(
+            "nothing could be compared during the canary: no greedy answer in one piece was asked "
+            "for; make MOLMO_CANARY_S longer, or leave MOLMO_LEAST_SAME out"
+        )
     if figures.n_same < examination.least_same * figures.n_compared:
         raise CheckpointError(
             f"it answered otherwise than {examination.least_same:.0%} of the compared answers "

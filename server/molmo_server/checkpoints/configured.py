@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 import shlex
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 from molmo_core.checkpoints import Store, open_store
+from molmo_core.errors import CheckpointError
 from molmo_server.checkpoints.blue_green import Examination
+from molmo_server.checkpoints.fit import check_mask
 from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint
 from molmo_server.checkpoints.local import LocalCheckpoints
 from molmo_server.checkpoints.rollout import RolloutPlan
@@ -43,8 +46,32 @@ def _first_folder(settings: MolmoSettings) -> Path:
         return settings.checkpoint
     store, local = open_local(settings)
     if store is not None and local is not None and (current := store.current()) is not None:
-        return local.bring(current, lambda phase: logger.info("%s: %s", current, phase))[0]
+        return _first_in_order(store, local, current)
     return Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
+
+
+def _first_in_order(store: Store, local: LocalCheckpoints, current: str) -> Path:
+    """The current one, or the latest before it when that is damaged: something is to be served.
+
+    Raises CheckpointError about the current one when none is in order, OSError.
+    """
+    ids = store.ids()
+    older = ids[: ids.index(current)] if current in ids else ids
+    failure: CheckpointError | None = None
+    for one in (current, *reversed(older)):
+        try:
+            folder, manifest = local.bring(one, partial(_tell, one))
+            check_mask(folder, manifest)
+            return folder
+        except CheckpointError as error:
+            logger.error("%s cannot be served: %s", one, error.message)
+            failure = failure or error
+    assert failure is not None, "at least the current one was tried"
+    raise failure
+
+
+def _tell(checkpoint_id: str, phase: str) -> None:
+    logger.info("%s: %s", checkpoint_id, phase)
 
 
 def rollout_plan(settings: MolmoSettings, address: str) -> RolloutPlan:
@@ -58,6 +85,7 @@ def rollout_plan(settings: MolmoSettings, address: str) -> RolloutPlan:
             load_s=settings.swap_load_s,
             probes=ProbeLimits(tolerance=settings.probe_tolerance),
         ),
+        leave_s=max(settings.swap_drain_s, settings.deadline_s),
         examination=Examination(
             gate=tuple(shlex.split(settings.gate_command)),
             gate_s=settings.gate_s,

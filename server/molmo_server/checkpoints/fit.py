@@ -6,6 +6,7 @@ Knows: which files and fields must be equal, what a process uses. Does not know:
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,7 @@ _SETTINGS = (
     "special_tokens_map.json",
 )
 """What prompts are made with and answers end with, as the engine read it at its start."""
-_FREE_KEYS = ("transformers_version", "auto_map", "_name_or_path", "architectures")
+_FREE_KEYS = ("transformers_version", "auto_map", "_name_or_path")
 _MARGIN = 1.1
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -60,8 +61,12 @@ def lack_of_memory(pid: int) -> str | None:
 
     Of main memory only: what an accelerator lacks, the second engine says by not starting.
     """
-    root = psutil.Process(pid)
-    used = sum(p.memory_info().rss for p in (root, *root.children(recursive=True)))
+    used = 0
+    with suppress(psutil.Error):  # ended meanwhile
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.Error):
+                used += process.memory_info().rss
     free = _free_memory()
     if free >= used * _MARGIN:
         return None
@@ -79,7 +84,10 @@ def _configuration(folder: Path) -> object:
 def _free_memory() -> int:
     """Bytes, of the machine and of the control group that this process may be in."""
     free: int = psutil.virtual_memory().available
-    limit, current = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    limit = _CGROUP / "memory.max"
     if limit.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(current.read_text()))
+        used = int((_CGROUP / "memory.current").read_text())
+        kept = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        cached = int(kept.get("inactive_file", 0))  # files that were read: given back at need
+        free = min(free, int(text) - used + cached)
     return free

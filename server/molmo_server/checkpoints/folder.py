@@ -80,6 +80,7 @@ def read_checkpoint(folder: Path, *, max_model_len: int | None = None) -> Checkp
     joint = _read_json(folder / "processor_config.json", is_optional=True)
     image = _read_json(folder / "preprocessor_config.json", is_optional=True)
     video = _read_json(folder / "video_preprocessor_config.json", is_optional=True)
+    _check_weight_files(folder)
     tokenizer = _tokenizer(folder)
     try:
         _check_tokens(folder.name, config, tokenizer)
@@ -142,6 +143,23 @@ def _tokenizer(folder: Path) -> Tokenizer:
         raise CheckpointError(
             f"tokenizer.json of checkpoint {folder.name!r} cannot be read ({error}); {_EXPECTED}"
         ) from error
+
+
+def _check_weight_files(folder: Path) -> None:
+    """Raises CheckpointError unless the engine loads just the files that are looked at here."""
+    found = {path.name for path in folder.glob("*.safetensors")}
+    index = _read_json(folder / "model.safetensors.index.json", is_optional=True)
+    try:
+        named = set(index["weight_map"].values()) if index else found
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"model.safetensors.index.json of checkpoint {folder.name!r} has no weight_map"
+        ) from error
+    if not found or named != found or any(name.startswith("consolidated") for name in found):
+        raise CheckpointError(
+            f"checkpoint {folder.name!r} holds the weight files {sorted(found)[:4] or 'none'}, its "
+            f"index names {sorted(named)[:4] or 'none'}; {_EXPECTED}"
+        )
 
 
 def _check_tokens(name: str, config: dict[str, Any], tokenizer: Tokenizer) -> None:

@@ -15,19 +15,25 @@ from watchfiles import awatch
 
 from molmo_core.checkpoints import FolderStore, Store
 from molmo_core.errors import Busy, CheckpointError, NotFound
+from molmo_server.checkpoints.local import LocalCheckpoints
 from molmo_server.checkpoints.rollout import Rollout
 from molmo_server.engine_pool.swap import NotNow
 
 logger = logging.getLogger(__name__)
 
-_POLL_S, _HOLD_EVERY_S = 1.0, 60.0
+_POLL_S, _LONGEST_PAUSE_S, _HOLD_EVERY_S = 1.0, 60.0, 60.0
 
 
 class StoreFollower:
-    def __init__(self, rollout: Rollout, store: Store, *, loads: bool) -> None:
+    def __init__(
+        self, rollout: Rollout, store: Store, local: LocalCheckpoints, *, loads: bool
+    ) -> None:
         """`loads` False: only the leases are kept."""
         self._rollout, self._store, self._loads = rollout, store, loads
+        self._heard: str | None = None
+        self._pause_s = _POLL_S
         self._holder = f"{socket.gethostname()}-{os.getpid()}"
+        self._local = local
         rollout.on_change = self.hold
 
     def start(self) -> list[asyncio.Task[None]]:
@@ -43,9 +49,9 @@ class StoreFollower:
         """Follow the store's pointer until cancelled.
 
         What was refused is not tried again before the pointer has moved; what only could not be
-        tried now is.
+        tried now is, after a pause that grows.
         """
-        heard: str | None = self._rollout.live.current.id
+        self._heard = self._rollout.live.current.id
         told = ""
         async for _ in self._looks():
             try:
@@ -56,19 +62,29 @@ class StoreFollower:
                     self._rollout.history.note("?", "refused", str(error))
                 told = str(error)
                 continue
-            if wanted is None or wanted == heard or self._rollout.is_loading:
-                continue
-            heard = wanted
-            if wanted == self._rollout.live.current.id:
+            if wanted is None or wanted == self._heard or self._rollout.is_loading:
                 continue
             try:
-                await self._rollout.activate(wanted)
-            except Busy:
-                heard = None
-            except (CheckpointError, NotFound) as error:
-                logger.error("the store's current checkpoint is not served: %s", error)
-                if isinstance(error.__cause__, NotNow):
-                    heard = None
+                await self._load(wanted)
+            except Exception:
+                logger.exception("the store's current checkpoint %s is not served", wanted)
+                self._heard = wanted
+
+    async def _load(self, wanted: str) -> None:
+        self._heard = wanted
+        if wanted == self._rollout.live.current.id:
+            return
+        try:
+            await self._rollout.activate(wanted)
+            self._pause_s = _POLL_S
+        except Busy:
+            self._heard = None
+        except (CheckpointError, NotFound) as error:
+            logger.error("the store's current checkpoint is not served: %s", error)
+            if isinstance(error.__cause__, (NotNow, OSError)):
+                await asyncio.sleep(self._pause_s)
+                self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+                self._heard = None
 
     async def keep_lease(self) -> None:
         """Tell the store what is served, until cancelled, so that retention leaves it alone."""
@@ -81,8 +97,10 @@ class StoreFollower:
 
     async def hold(self) -> None:
         """A store that cannot be written to is served from all the same."""
+        held = self._rollout.held_ids()
         try:
-            await asyncio.to_thread(self._store.hold, self._holder, self._rollout.held_ids())
+            await asyncio.to_thread(self._store.hold, self._holder, held)
+            await asyncio.to_thread(self._local.tidy, held)
         except OSError as error:
             logger.warning("the store cannot be told what is served: %s", error)
 

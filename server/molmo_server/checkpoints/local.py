@@ -9,15 +9,18 @@ Knows: the importer's command, where its results are kept. Does not know: stores
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
+from molmo_core import __version__
 from molmo_core.checkpoints import (
     MANIFEST,
     Manifest,
@@ -32,6 +35,7 @@ _NATIVE_CONFIG, _TOKENIZER = "config.yaml", "tokenizer"
 _IMPORTER = ("-m", "molmo_client", "checkpoint", "import")
 _LOOK_S = 0.2
 _LIMIT_S = 3600.0
+_UNUSED_S = 24 * 3600.0
 
 OnPhase = Callable[[str], None]
 
@@ -64,34 +68,58 @@ class LocalCheckpoints:
 
     def _converted(self, folder: Path, on_phase: OnPhase) -> tuple[Path, Manifest]:
         published = read_manifest(folder)
-        target = self._cache / "converted" / published.id
+        target = self._converted_folder(published.id)
         if target.is_dir():
             try:
-                manifest = read_manifest(target)
-                check_files(target, manifest)
-                return target, manifest
+                return target, _checked(target)
             except CheckpointError:  # altered since
                 shutil.rmtree(target)
-        partial = target.with_name(f".{published.id}.{uuid.uuid4().hex}")
-        partial.parent.mkdir(parents=True, exist_ok=True)
+        work = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        work.mkdir(parents=True)
         try:
-            self._run_importer(folder, partial, sum(f.n_bytes for f in published.files), on_phase)
-            manifest = published.model_copy(update={"files": describe_files(partial)})
-            (partial / MANIFEST).write_text(manifest.model_dump_json(indent=2))
-            partial.rename(target)
+            out = work / published.id
+            self._run_importer(folder, out, sum(f.n_bytes for f in published.files), on_phase)
+            manifest = published.model_copy(update={"files": describe_files(out)})
+            (out / MANIFEST).write_text(manifest.model_dump_json(indent=2))
+            with suppress(OSError):  # another service was quicker
+                out.rename(target)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return target, manifest
+            shutil.rmtree(work, ignore_errors=True)
+        return target, _checked(target)
+
+    def _converted_folder(self, checkpoint_id: str) -> Path:
+        """Another version of the importer may write otherwise."""
+        return self._cache / "converted" / f"{checkpoint_id}-{__version__}"
+
+    def tidy(self, held_ids: Collection[str]) -> None:
+        """Remove what nobody on this machine has used for a day; `held_ids` are being used."""
+        for root in (self._cache / "store", self._cache / "converted"):
+            for folder in root.iterdir() if root.is_dir() else ():
+                with suppress(FileNotFoundError):  # another service tidies as well
+                    if folder.name.removesuffix(f"-{__version__}") in held_ids:
+                        os.utime(folder)
+                    elif time.time() - folder.stat().st_mtime > _UNUSED_S:
+                        shutil.rmtree(folder, ignore_errors=True)
 
     def _run_importer(self, source: Path, out: Path, n_bytes: int, on_phase: OnPhase) -> None:
         """Raises CheckpointError with what the importer said."""
+        if not (source / _TOKENIZER).is_dir():
+            raise CheckpointError(
+                "it is in Ai2's form without its tokenizer; publish it with --as-is"
+            )
         command = [sys.executable, *_IMPORTER, str(source), str(out)]
-        if (source / _TOKENIZER).is_dir():
-            command += ["--tokenizer", str(source / _TOKENIZER)]
+        command += ["--tokenizer", str(source / _TOKENIZER)]
+        # It opens what others wrote: it gets no keys, and asks nobody for files.
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("MOLMO_")}
+        environment = kept | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         end = time.monotonic() + _LIMIT_S
         with tempfile.TemporaryFile() as said:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                env=environment,
             )
             self._child = child
             try:
@@ -112,6 +140,13 @@ class LocalCheckpoints:
                 raise CheckpointError(
                     f"it is in Ai2's form and cannot be converted: {lines[-1] if lines else '?'}"
                 )
+
+
+def _checked(folder: Path) -> Manifest:
+    """Raises CheckpointError unless the folder is as its manifest says."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return manifest
 
 
 def _written(out: Path) -> int:

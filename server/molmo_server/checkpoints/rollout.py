@@ -25,7 +25,7 @@ from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint
 from molmo_server.checkpoints.live import Event, History, LiveCheckpoint
 from molmo_server.checkpoints.local import LocalCheckpoints
 from molmo_server.engine_pool import EnginePool, RemoteEngine, SupervisedEngine
-from molmo_server.engine_pool.swap import SwapLimits, SwapReport, Weights, swap_in_place
+from molmo_server.engine_pool.swap import NotNow, SwapLimits, SwapReport, Weights, swap_in_place
 from molmo_server.engines import OwnEngines
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,8 @@ class RolloutPlan:
     way: SwapWay = "auto"
     """"auto": in place where that is possible and nothing is to be examined beside it."""
     limits: SwapLimits = field(default_factory=SwapLimits)
+    leave_s: float = 120.0
+    """How long an engine that is replaced may finish what it began."""
     examination: Examination = field(default_factory=Examination)
 
 
@@ -122,10 +124,10 @@ class Rollout:
         loaded = {engine.checkpoint_id or self.live.current.id for engine in self._engines.engines}
         if loaded == {checkpoint_id} == {self.live.current.id}:
             return self.history.note(checkpoint_id, "serving", "it is served already")
-        await asyncio.to_thread(self._check_known, checkpoint_id)
         self.loading = checkpoint_id
-        await self.on_change()
         try:
+            await asyncio.to_thread(self._check_known, checkpoint_id)
+            await self.on_change()
             new = await asyncio.to_thread(self._brought, checkpoint_id)
             way = self._chosen_way(await asyncio.to_thread(self._obstacles, new))
             if way == "in_place":
@@ -150,13 +152,14 @@ class Rollout:
     # --- what is to be loaded -------------------------------------------------------------------
 
     def _check_known(self, checkpoint_id: str) -> None:
-        known = self.store.ids() if self.store else []
         served = [c.id for c in (self.live.current, self.live.previous) if c is not None]
-        if checkpoint_id not in (*known, *served):
-            raise NotFound(
-                f"there is no checkpoint {checkpoint_id[:100]!r}; the last ones of the store are: "
-                f"{', '.join(known[-5:]) or 'none'}"
-            )
+        if checkpoint_id in served or (self.store and self.store.has(checkpoint_id)):
+            return
+        known = self.store.ids() if self.store else []
+        raise NotFound(
+            f"there is no checkpoint {checkpoint_id[:100]!r}; the last ones of the store are: "
+            f"{', '.join(known[-5:]) or 'none'}"
+        )
 
     def _brought(self, checkpoint_id: str) -> Checkpoint:
         """The checkpoint on this machine, verified. Raises CheckpointError, OSError."""
@@ -196,6 +199,8 @@ class Rollout:
             raise CheckpointError(f"{why}, and MOLMO_SWAP_WAY is in_place: start a server with it")
         if lack := self._lack_of_second_engine():
             raise CheckpointError(f"{why}, and {lack}: start a server with it")
+        if lack := self._lack_of_memory():
+            raise NotNow(f"{why}, and {lack}: end another program, or start a server with it")
         return "blue_green"
 
     def _lack_of_second_engine(self) -> str | None:
@@ -204,11 +209,14 @@ class Rollout:
             return "the engine is run by others"
         if len(engines) > 1:
             return f"there are {len(engines)} engines, a second one takes the place of one only"
-        (engine,) = engines
-        pid = engine.pid if isinstance(engine, SupervisedEngine) else None
-        if pid is None or self._plan.way == "blue_green":
+        return None
+
+    def _lack_of_memory(self) -> str | None:
+        """Whoever asks for a second engine by name knows that there is memory for it."""
+        pids = [e.pid for e in self._engines.engines if isinstance(e, SupervisedEngine)]
+        if self._plan.way == "blue_green" or pids[0] is None:
             return None
-        return lack_of_memory(pid)
+        return lack_of_memory(pids[0])
 
     # --- in place -------------------------------------------------------------------------------
 
@@ -266,7 +274,7 @@ class Rollout:
                 model=self._plan.served_name,
                 current_id=self.live.current.id,
                 limits=self._plan.limits.probes,
-                drain_s=self._plan.limits.drain_s,
+                drain_s=self._plan.leave_s,
                 on_phase=self._note_phase,
                 on_chosen=lambda: self._serve(new),
             )

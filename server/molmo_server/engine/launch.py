@@ -62,6 +62,7 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         "--model": settings.checkpoint,
         "--served-model-name": settings.served_name,
         "--uds": settings.socket,  # no port: health, metrics and control stay private
+        "--load-format": "safetensors",  # else it would fall back on pickled weights
         "--dtype": _dtype(settings.dtype, config),
         "--max-model-len": max_len,
         "--max-num-seqs": settings.max_num_seqs,

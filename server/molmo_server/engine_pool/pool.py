@@ -14,8 +14,9 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
-from molmo_core.errors import EngineFailed, EngineUnavailable
+from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError
 from molmo_server.engine_pool.exchange import EngineReply
 from molmo_server.engine_pool.remote import EngineState, RemoteEngine
 from molmo_server.engine_pool.trial import Trial
@@ -32,12 +33,21 @@ BodyFor = Callable[[RemoteEngine], Awaitable[bytes]]
 """The request as one engine is asked it: checkpoints may see the same media otherwise."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    body_for: BodyFor
+    request_id: str
+    whole: bool
+
+
 class EnginePool:
     def __init__(self, engines: Sequence[RemoteEngine]) -> None:
         if not engines:
             raise ValueError("a pool needs at least one engine")
         self.engines = tuple(engines)
         self.trial: Trial | None = None
+        self._exchanged = asyncio.Event()
+        """Set when other engines answer than before, and then replaced."""
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -51,7 +61,11 @@ class EnginePool:
     # --- an engine on trial ---------------------------------------------------------------------
 
     async def try_out(self, engine: RemoteEngine) -> Trial:
-        """Start an engine beside the others; it answers nobody yet."""
+        """Start an engine beside the others; it answers nobody yet.
+
+        Those that are leaving go first: their memory is needed.
+        """
+        await asyncio.gather(*self._leaving)
         self.trial = Trial(engine=engine)
         await engine.start()
         return self.trial
@@ -67,6 +81,8 @@ class EnginePool:
         leaving = self.engines if is_chosen else (engine,)
         if is_chosen:
             self.engines = (engine,)
+            self._exchanged.set()
+            self._exchanged = asyncio.Event()
         for one in leaving:
             stopping = one.stop(drain_s=drain_s, reason="another engine takes its place")
             task = asyncio.create_task(stopping, name=f"{one.name} leaves")
@@ -114,38 +130,82 @@ class EnginePool:
         EngineUnavailable, EngineFailed, EngineRefused, and what `body_for` raises.
         """
         self.check_hope()
+        request = _Request(body_for=body_for, request_id=request_id, whole=whole)
         latest = deadline - _MARGIN_S
+        is_drawn = self.trial is not None and self.trial.answers(checkpoint_id)
+        trial = self.trial if is_drawn else None
         async with AsyncExitStack() as stack:
-            is_tried = self.trial is not None and self.trial.answers(checkpoint_id)
-            if is_tried and self.trial is not None:
-                engine = self.trial.engine
-            else:
-                engine = await self._ready_engine(self._patience(latest))
-
-            async def ask() -> EngineReply:
-                body = await body_for(engine)
-                began = asyncio.get_running_loop().time()
-                asked = engine.open(body, request_id=request_id, whole=whole)
-                reply = await stack.enter_async_context(asked)
-                self._note_answer(engine, asyncio.get_running_loop().time() - began)
-                return reply
-
             try:
-                try:
-                    reply = await ask()
-                except (EngineUnavailable, EngineFailed) as error:
-                    if is_tried and checkpoint_id is not None:
-                        raise  # no other engine has that checkpoint
-                    logger.warning("request %s is sent again: %s", request_id, error)
-                    self._note_failure(engine)
-                    engine = await self._ready_engine(latest)
-                    reply = await ask()
+                if trial is None:
+                    engine, reply = await self._ask_serving(request, latest, stack)
+                else:
+                    is_named = checkpoint_id is not None
+                    engine, reply = await self._ask_trial(trial, is_named, request, latest, stack)
+            except asyncio.CancelledError:
+                if trial is not None and asyncio.get_running_loop().time() >= latest:
+                    trial.figures.n_failed += 1  # it kept a caller waiting until the deadline
+                raise
+            try:
                 yield reply
             except (EngineUnavailable, EngineFailed) as error:
-                self._note_failure(engine)
-                if isinstance(error, EngineUnavailable):
-                    error.retry_after_s = engine.retry_after_s
+                raise self._noted(error, engine) from error
+
+    async def _ask_serving(
+        self, request: _Request, latest: float, stack: AsyncExitStack
+    ) -> tuple[RemoteEngine, EngineReply]:
+        engine, body = await self._prepared(request, self._patience(latest))
+        try:
+            return engine, await self._ask(engine, body, request, stack)
+        except (EngineUnavailable, EngineFailed) as error:
+            logger.warning("request %s is sent again: %s", request.request_id, error)
+            self._note_failure(engine)
+        engine, body = await self._prepared(request, latest)
+        try:
+            return engine, await self._ask(engine, body, request, stack)
+        except (EngineUnavailable, EngineFailed) as error:
+            raise self._noted(error, engine) from error
+
+    async def _ask_trial(
+        self,
+        trial: Trial,
+        is_named: bool,
+        request: _Request,
+        latest: float,
+        stack: AsyncExitStack,
+    ) -> tuple[RemoteEngine, EngineReply]:
+        """Who did not name its checkpoint is answered by another engine when it cannot."""
+        trial.figures.n_asked += 1
+        try:
+            body = await request.body_for(trial.engine)
+            return trial.engine, await self._ask(trial.engine, body, request, stack)
+        except MolmoError as error:
+            is_broken = isinstance(error, (EngineUnavailable, EngineFailed))
+            if is_broken:
+                self._note_failure(trial.engine)
+            if is_named:
                 raise
+            logger.warning("request %s leaves the engine on trial: %s", request.request_id, error)
+        answered = await self._ask_serving(request, latest, stack)
+        if not is_broken:  # it refuses what the others take
+            trial.figures.n_failed += 1
+        return answered
+
+    async def _prepared(self, request: _Request, until: float) -> tuple[RemoteEngine, bytes]:
+        """A ready engine, and what it is sent. Raises EngineUnavailable."""
+        while True:
+            engine = await self._ready_engine(until)
+            body = await request.body_for(engine)
+            if engine.ready.is_set():  # it may have been held, or have left, meanwhile
+                return engine, body
+
+    async def _ask(
+        self, engine: RemoteEngine, body: bytes, request: _Request, stack: AsyncExitStack
+    ) -> EngineReply:
+        began = asyncio.get_running_loop().time()
+        asked = engine.open(body, request_id=request.request_id, whole=request.whole)
+        reply = await stack.enter_async_context(asked)
+        self._note_answer(engine, asyncio.get_running_loop().time() - began)
+        return reply
 
     @asynccontextmanager
     async def shadow(
@@ -170,6 +230,14 @@ class EnginePool:
             of = figures.trial_s if engine is self.trial.engine else figures.serving_s
             of.append(seconds)
 
+    def _noted(
+        self, error: EngineUnavailable | EngineFailed, engine: RemoteEngine
+    ) -> EngineUnavailable | EngineFailed:
+        self._note_failure(engine)
+        if isinstance(error, EngineUnavailable):
+            error.retry_after_s = engine.retry_after_s
+        return error
+
     def _note_failure(self, engine: RemoteEngine) -> None:
         if self.trial is not None and engine is self.trial.engine:
             self.trial.figures.n_failed += 1
@@ -187,14 +255,12 @@ class EnginePool:
         Raises EngineUnavailable.
         """
         while not (ready := [engine for engine in self.engines if engine.ready.is_set()]):
-            waits = [
-                asyncio.ensure_future(engine.settled.wait())
-                for engine in self.engines
-                if engine.state not in _GONE
-            ]
+            settling = [engine for engine in self.engines if engine.state not in _GONE]
             remaining_s = until - asyncio.get_running_loop().time()
-            if not waits or remaining_s <= 0:
+            if not settling or remaining_s <= 0:
                 raise self.unavailable()
+            events = [*(engine.settled for engine in settling), self._exchanged]
+            waits = [asyncio.ensure_future(event.wait()) for event in events]
             try:
                 await asyncio.wait(waits, timeout=remaining_s, return_when=asyncio.FIRST_COMPLETED)
             finally:

@@ -260,8 +260,12 @@ class RemoteEngine:
         for body in self._warm_ups:
             if not await self._answers(body):
                 return False
+        await self._check_answers()
         self.set_state(EngineState.READY, "answers")
         return True
+
+    async def _check_answers(self) -> None:
+        """Nothing is known of what an engine of others should answer."""
 
     async def _watch(self) -> str:
         """Look until the engine is beyond hope; returns why."""

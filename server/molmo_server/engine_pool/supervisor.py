@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,8 @@ class EngineProcess:
     """Added to the gateway's own."""
     socket: Path
     log: Path
+    examine: Callable[[RemoteEngine], Awaitable[list[str]]] | None = None
+    """Says what is wrong with what it answers, before it takes requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,10 @@ class RestartPolicy:
     def backoff_s(self, n_failures: int) -> float:
         """Wait after the `n_failures`-th failure in a row."""
         return min(self.first_backoff_s * 2.0 ** max(n_failures - 1, 0), self.longest_backoff_s)
+
+
+class _Unfit(Exception):
+    """It started and does not answer as it should."""
 
 
 class SupervisedEngine(RemoteEngine):
@@ -146,10 +152,16 @@ class SupervisedEngine(RemoteEngine):
             await self._spawn()
             async with asyncio.timeout(self._timing.start_timeout_s):
                 return await self._until_exit_or(self._poll_until_ready())
+        except _Unfit as error:
+            return str(error)
         except TimeoutError:
             return f"the engine was not ready after {self._timing.start_timeout_s:g} s"
         except OSError as error:
             return f"the engine process could not be started ({error})"
+
+    async def _check_answers(self) -> None:
+        if self._how.examine is not None and (wrong := await self._how.examine(self)):
+            raise _Unfit(f"it does not answer as published ({'; '.join(wrong)})")
 
     async def _poll_until_ready(self) -> None:
         while not await self._becomes_ready():

@@ -24,8 +24,9 @@ def _latest() -> deque[float]:
 class TrialFigures:
     """Seconds are those until the first bytes, of an answer in one piece until the last."""
 
+    n_asked: int = 0
     n_failed: int = 0
-    """Requests that the engine on trial broke on."""
+    """Requests that the engine on trial broke on, refused alone, or held until their deadline."""
     n_compared: int = 0
     """Answers to the same greedy request that were compared with the serving engine's."""
     n_same: int = 0
@@ -38,6 +39,7 @@ class TrialFigures:
             for name, seconds in (("trial", self.trial_s), ("serving", self.serving_s))
         }
         return {
+            "asked": self.n_asked,
             "answered": len(self.trial_s),
             "failed": self.n_failed,
             "compared": self.n_compared,
