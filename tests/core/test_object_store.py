@@ -240,3 +240,56 @@ def test_a_place_of_an_unknown_kind(tmp_path: Path) -> None:
         folder = open_store(where, cache=tmp_path)
         assert isinstance(folder, FolderStore)
         assert folder.folder == tmp_path
+
+
+def test_a_damaged_manifest_hides_no_others(
+    store: ObjectStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = publish(store, "bad"), publish(store, "good")
+    store._files.pipe_file(remote(store, "checkpoints", bad.id, MANIFEST), b"{")
+    assert store.ids() == [good.id]
+    assert f"{bad.id} is left out" in caplog.text
+    assert (store.has(bad.id), store.has(good.id), store.has("../up")) == (True, True, False)
+
+
+def test_what_a_library_raises_of_its_own_is_an_oserror(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EndpointConnectionError(Exception):
+        """As botocore's: derived from nothing that says what it is."""
+
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise EndpointConnectionError("no route")
+
+    published = publish(store, "a")
+    for name in ("cat_file", "pipe_file", "ls", "exists", "get_file"):
+        monkeypatch.setattr(store._files, name, unreachable)
+    for ask in (
+        store.ids,
+        lambda: store.bring(published.id),
+        lambda: store.hold("server", []),
+        lambda: store.has(published.id),
+        store.live,
+        store.current,
+    ):
+        with pytest.raises(OSError, match="the store cannot be reached"):
+            ask()
+
+
+def test_a_retirement_that_was_broken_off_is_ended_by_the_next(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = publish(store, "a", created=1), publish(store, "b", created=2)
+
+    def dies(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._files, "rm", dies)
+        with pytest.raises(KeyboardInterrupt):
+            store.retire(1)
+    assert store.ids() == [new.id]
+    weights = remote(store, "checkpoints", old.id, "deep/weights")
+    assert store._files.exists(weights)
+    store.retire(1)
+    assert not store._files.exists(weights)

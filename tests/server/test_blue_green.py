@@ -10,9 +10,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from molmo_core.checkpoints import FolderStore, Probe
 from molmo_server.checkpoints import fit
 from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.checkpoints.folder import Checkpoint
-from molmo_server.engine_pool import EnginePool, EngineProcess, SupervisedEngine
+from molmo_server.engine_pool import EnginePool, EngineProcess, EngineState, SupervisedEngine
 from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
 from tests.server.media import data_url, video
@@ -45,7 +46,12 @@ class FakeEngines(OwnEngines):
     def process(self, checkpoint: Checkpoint, name: str) -> EngineProcess:
         socket = self.socket_dir / f"{name}.sock"
         argv = fake_command(socket, *self.options.get(checkpoint.id, []))
-        return EngineProcess(argv=argv, socket=socket, log=self.log_dir / f"{name}.log")
+        return EngineProcess(
+            argv=argv,
+            socket=socket,
+            log=self.log_dir / f"{name}.log",
+            examine=self.examination(checkpoint),
+        )
 
 
 @dataclass(kw_only=True)
@@ -110,7 +116,13 @@ def stored(tmp_path: Path) -> Stored:
 
 
 @contextmanager
-def serving(stored: Stored, folder: Path, **fields: Any) -> Iterator[Service]:
+def serving(
+    stored: Stored,
+    folder: Path,
+    own: Callable[..., FakeEngines] = FakeEngines,
+    is_ready: bool = True,
+    **fields: Any,
+) -> Iterator[Service]:
     """The first checkpoint is served; what is published later is not followed."""
     settings = MolmoSettings(
         store=str(stored.store.folder),
@@ -124,17 +136,17 @@ def serving(stored: Stored, folder: Path, **fields: Any) -> Iterator[Service]:
     )
     sockets = folder / "s"
     sockets.mkdir()
-    own = FakeEngines(settings=settings, socket_dir=sockets, log_dir=sockets)
+    engines_of = own(settings=settings, socket_dir=sockets, log_dir=sockets)
     pools: list[EnginePool] = []
 
     def engines() -> EnginePool:
-        pools.append(build_pool(settings, first_checkpoint(settings), own))
+        pools.append(build_pool(settings, first_checkpoint(settings), engines_of))
         return pools[0]
 
-    with serve_in_thread(settings, engines, own) as url, httpx2.Client(base_url=url) as http:
+    with serve_in_thread(settings, engines, engines_of) as url, httpx2.Client(base_url=url) as http:
         http.timeout = httpx2.Timeout(60)
-        until(lambda: http.get("/ready").status_code == 200)
-        yield Service(http=http, own=own, pool=pools[0])
+        until(lambda: not is_ready or http.get("/ready").status_code == 200)
+        yield Service(http=http, own=engines_of, pool=pools[0])
 
 
 def serving_engine(service: Service) -> SupervisedEngine:
@@ -425,3 +437,91 @@ def test_an_engine_on_trial_ends_with_the_service(stored: Stored, tmp_path: Path
         stack.close()
         asking.join(timeout=30)
         until(lambda: not is_alive(pid))
+
+
+def activate_aside(service: Service, checkpoint_id: str) -> tuple[threading.Thread, list[Any]]:
+    """The change goes on; the thread ends with it, its answer is then in the list."""
+    responses: list[Any] = []
+    thread = threading.Thread(target=lambda: responses.append(service.activate(checkpoint_id)))
+    thread.start()
+    until(lambda: service.pool.trial is not None and service.pool.trial.is_open)
+    return thread, responses
+
+
+def test_a_canary_that_refuses_what_the_others_take_is_refused_and_costs_nobody_an_answer(
+    stored: Stored, tmp_path: Path
+) -> None:
+    with serving(stored, tmp_path, canary_share=1.0, canary_s=20) as service:
+        short = stored.publish("short", config={"text_config": {"max_position_embeddings": 64}})
+        thread, responses = activate_aside(service, short)
+        long = [{"role": "user", "content": "shapes " * 20}]
+        assert service.answering(messages=long) == stored.first
+        thread.join(timeout=30)
+        assert "it broke on callers' requests during the canary" in responses[0].text
+        assert service.answering() == stored.first
+
+
+def test_a_request_that_all_refuse_is_no_fault_of_the_canary(
+    stored: Stored, tmp_path: Path
+) -> None:
+    with serving(stored, tmp_path, canary_share=1.0, canary_s=1) as service:
+        second = stored.publish("second")
+        thread, responses = activate_aside(service, second)
+        refused = service.ask(messages=[{"role": "user", "content": "[400]"}])
+        assert refused.status_code == 400
+        assert service.answering() == second
+        thread.join(timeout=30)
+        assert responses[0].json()["canary"]["failed"] == 0
+
+
+def test_a_canary_that_keeps_callers_waiting_until_their_deadline_is_refused(
+    stored: Stored, tmp_path: Path
+) -> None:
+    fields = {"canary_share": 1.0, "canary_s": 20, "deadline_s": 1}
+    with serving(stored, tmp_path, **fields) as service:
+        second = stored.publish("second")
+        thread, responses = activate_aside(service, second)
+        late = service.ask(messages=[{"role": "user", "content": "[hang]"}])
+        assert late.status_code == 504
+        thread.join(timeout=30)
+        assert "1 failed" in responses[0].text
+
+
+def test_nothing_compared_is_no_proof(stored: Stored, tmp_path: Path) -> None:
+    fields = {"shadow_share": 1.0, "canary_s": 0.3, "least_same": 0.9}
+    with serving(stored, tmp_path, **fields) as service:
+        response = service.activate(stored.publish("second"))
+        assert "nothing could be compared during the canary" in response.text
+
+
+def test_an_answer_of_the_canary_is_not_compared_with_itself(
+    stored: Stored, tmp_path: Path
+) -> None:
+    fields = {"shadow_share": 1.0, "canary_s": 1, "least_same": 0.1}
+    with serving(stored, tmp_path, **fields) as service:
+        second = stored.publish("second")
+        thread, responses = activate_aside(service, second)
+        while thread.is_alive() and service.pool.trial is not None:
+            assert service.ask(model=second).status_code in (200, 404)
+        thread.join(timeout=30)
+        assert "nothing could be compared" in responses[0].text
+
+
+def test_a_start_takes_the_latest_that_is_in_order(stored: Stored, tmp_path: Path) -> None:
+    second, third = stored.publish("second"), stored.publish("third")
+    weights = stored.store.folder_of(third) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with serving(stored, tmp_path) as service:
+        assert service.answering() == second
+
+
+def test_an_engine_that_does_not_answer_as_published_never_becomes_ready(
+    stored: Stored, tmp_path: Path
+) -> None:
+    own = partial(FakeEngines, options={stored.first: ["--logprob", "-3"]})
+    fields = {"max_failed_starts": 2, "first_backoff_s": 0.05, "own": own}
+    with serving(stored, tmp_path, is_ready=False, **fields) as service:
+        until(lambda: serving_engine(service).state is EngineState.FAILED)
+        response = service.http.get("/ready")
+        assert response.status_code == 503
+        assert "it does not answer as published (probe 0: the log-prob" in response.text

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from molmo_core import __version__
 from molmo_core.checkpoints import MANIFEST, FolderStore, ObjectStore, check_files, read_manifest
 from molmo_core.errors import CheckpointError
 from molmo_server.checkpoints import local
@@ -48,7 +51,7 @@ def test_a_native_checkpoint_is_converted_once_and_keeps_its_id(
     source, converted = open_checkpoint(NATIVE / "olmo3"), open_checkpoint(folder)
     for name in source.weights.shapes():
         assert torch.equal(source.weights.read(name), converted.weights.read(name))
-    assert [p.name for p in (tmp_path / "converted").iterdir()] == [native_id]
+    assert [p.name for p in (tmp_path / "converted").iterdir()] == [f"{native_id}-{__version__}"]
     monkeypatch.setattr(subprocess, "Popen", None)  # not again
     assert checkpoints.bring(native_id, phases.append)[0] == folder
 
@@ -70,6 +73,7 @@ def test_what_cannot_be_converted_is_told_in_the_importers_words(tmp_path: Path)
     with store.staging() as staged:
         broken = staged / "checkpoint"
         shutil.copytree(NATIVE / "qwen3_tied-unsharded", broken)
+        shutil.copytree(NATIVE / "tokenizer", broken / "tokenizer")
         weights = next(broken.glob("*.pt"))
         weights.write_bytes(weights.read_bytes()[:5000])
         facts = {"source": "x", "code_version": "0", "created": 0.0, "bidirectional": "all"}
@@ -114,3 +118,19 @@ def test_an_object_stores_checkpoint_is_brought_as_it_was_published(tmp_path: Pa
     source = open_checkpoint(NATIVE / "olmo3")
     name = next(iter(source.weights.shapes()))
     assert torch.equal(source.weights.read(name), open_checkpoint(folder).weights.read(name))
+
+
+def test_what_nobody_uses_for_a_day_is_removed(tmp_path: Path) -> None:
+    checkpoints = LocalCheckpoints(FolderStore(tmp_path / "store"), tmp_path)
+    a_day_ago = time.time() - 25 * 3600
+    kept = [tmp_path / "store" / "held", tmp_path / "converted" / f"held-{__version__}"]
+    fresh, old = tmp_path / "converted" / "fresh", tmp_path / "store" / ".broken-off"
+    for folder in (*kept, fresh, old):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_text("x")
+        if folder is not fresh:
+            os.utime(folder, (a_day_ago, a_day_ago))
+    for _ in range(2):
+        checkpoints.tidy({"held"})
+    assert all(folder.exists() for folder in (*kept, fresh))
+    assert not old.exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ from molmo_hf.weight_files import write_weights
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
 
 SHARD_BYTES = 5_000_000_000
+N_ROUNDS = 3
 _ROWS = 151_936
 _EXPORT = (
     "import sys; from molmo_client.__main__ import main;"
@@ -79,8 +81,11 @@ def write_large(folder: Path) -> None:
     write_weights(RandomWeights(shapes), folder, dtype=torch.bfloat16, shard_bytes=SHARD_BYTES)
 
 
-def timed(work: Callable[[], None]) -> float:
-    """Seconds, with everything on the disk."""
+def timed(source: Path, work: Callable[[], None]) -> float:
+    """Seconds, with the source read from the disk and everything written to it."""
+    for path in source.iterdir():
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     began = time.monotonic()
     work()
     os.sync()
@@ -94,8 +99,8 @@ def test_export_of_8b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     write_large(source)
     os.sync()
     ratios, peak_kb = [], 0
-    for _ in range(2):
-        cp_s = timed(lambda: subprocess.run(["cp", "-r", source, copy], check=True))
+    for number in range(N_ROUNDS):
+        cp_s = timed(source, lambda: subprocess.run(["cp", "-r", source, copy], check=True))
         shutil.rmtree(copy)
         usage = tmp_path / "usage.json"
         code = (
@@ -105,16 +110,16 @@ def test_export_of_8b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
             "open(sys.argv[3], 'w').write(json.dumps(used))"
         )
         command = [sys.executable, "-c", code, source, out, usage]
-        export_s = timed(lambda c=command: subprocess.run(c, check=True))
+        export_s = timed(source, lambda c=command: subprocess.run(c, check=True))
         ratios.append(cp_s / export_s)
         peak_kb = max(peak_kb, json.loads(usage.read_text()))
         last = f"cp {cp_s:.1f} s, export {export_s:.1f} s"
-        if len(ratios) < 2:
+        if number < N_ROUNDS - 1:
             shutil.rmtree(out)
     largest = max(path.stat().st_size for path in out.glob("*.safetensors"))
     with capsys.disabled():
         print(  # noqa: T201
-            f"\n8B geometry: {last}; speed {ratios[0]:.2f} and {ratios[1]:.2f} of cp; peak "
+            f"\n8B geometry: {last}; speed {[round(r, 2) for r in ratios]} of cp; peak "
             f"{peak_kb / 1e6:.2f} GB, largest file {largest / 1e9:.2f} GB"
         )
     a, b = SafetensorsWeights(source), SafetensorsWeights(out)
@@ -125,4 +130,4 @@ def test_export_of_8b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ):
         assert torch.equal(a.read(name), b.read(name))
     assert peak_kb * 1024 <= 2 * largest
-    assert max(ratios) >= 0.7
+    assert statistics.median(ratios) >= 0.7

@@ -78,12 +78,15 @@ class ObjectStore:
 
     @_reaching
     def current(self) -> str | None:
-        """The id to serve, None when nothing was published. Raises CheckpointError."""
+        """The id to serve, None when nothing was published.
+
+        Raises CheckpointError, and OSError when the store cannot be reached.
+        """
         try:
             name = self._read(_CURRENT).decode().strip()
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
             raise CheckpointError(f"{_CURRENT} cannot be read ({error})") from error
         if not NAME.fullmatch(name):
             raise CheckpointError(f"{_CURRENT} says {name[:100]!r}, which is no id")

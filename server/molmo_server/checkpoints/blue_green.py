@@ -98,8 +98,8 @@ async def exchange(
             began = clock()
             await examine()
             seconds[phase] = round(clock() - began, 4)
-        if engine.state is not EngineState.READY or engine.n_restarts:
-            raise CheckpointError(f"the second engine did not last: {engine.reason}")
+            if engine.state is not EngineState.READY or engine.n_restarts:
+                raise CheckpointError(f"the second engine did not last: {engine.reason}")
         is_chosen = True
         on_chosen()
     finally:
