@@ -1,4 +1,4 @@
-"""A second gateway, with narrow limits."""
+"""A second gateway, with narrow limits; a store with one checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from molmo_core.checkpoints import FolderStore
+from tests.server.exchange import Stored
 from tests.support.gateway import RunningGateway, running_gateway
 
 
@@ -30,3 +32,11 @@ def small_gateway(shared_small_gateway: RunningGateway) -> RunningGateway:
     """One with narrow limits."""
     shared_small_gateway.engine.requests.clear()
     return shared_small_gateway
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Stored:
+    """A store whose current checkpoint is `first`."""
+    found = Stored(store=FolderStore(tmp_path / "store"), first="")
+    found.first = found.publish("first")
+    return found
