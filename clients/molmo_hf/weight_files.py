@@ -1,7 +1,8 @@
 """Weights tensor by tensor: written as safetensors files without ever holding a whole file.
 
 The safetensors library writes a file from tensors that are all in memory. Here a tensor is read,
-cast piece by piece and written before the next one is read, so that the peak is one tensor. One
+cast piece by piece and written before the next one is read, so that the peak is two
+tensors, of two files side by side. One
 that lies in a file in the right type is copied by the system and not read at all.
 
 Knows: the safetensors format and the index of a folder cut into several files. Does not know:
@@ -13,7 +14,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +29,8 @@ from molmo_core.errors import CheckpointError
 
 INDEX_FILE = "model.safetensors.index.json"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_N_AT_ONCE = 2
+"""Files written side by side; the peak is so many tensors."""
 _PIECE = 1 << 24
 """Elements cast at a time."""
 
@@ -86,15 +91,9 @@ def write_weights(
     if len(shards) > 1:
         total = len(shards)
         names = [f"model-{k:05d}-of-{total:05d}.safetensors" for k in range(1, total + 1)]
-    for file_name, shard in zip(names, shards, strict=True):
-        with (folder / file_name).open("wb", buffering=0) as file:
-            _write_all(file, _header(shard, shapes, dtype))
-            for name in shard:
-                place = weights.place(name)
-                if place is not None and place.dtype == dtype:
-                    _copy(file, place, _n_elements(shapes[name]) * dtype.itemsize)
-                else:
-                    _write_cast(file, weights.read(name), dtype)
+    with ThreadPoolExecutor(_N_AT_ONCE) as pool:
+        write = partial(_write_file, weights=weights, shapes=shapes, dtype=dtype)
+        list(pool.map(write, [folder / name for name in names], shards))
     if len(shards) > 1:
         total_bytes = sum(_n_elements(shape) for shape in shapes.values()) * dtype.itemsize
         index = {
@@ -105,6 +104,24 @@ def write_weights(
         }
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
     return [folder / name for name in names]
+
+
+def _write_file(
+    path: Path,
+    shard: Sequence[str],
+    *,
+    weights: Weights,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: torch.dtype,
+) -> None:
+    with path.open("wb", buffering=0) as file:
+        _write_all(file, _header(shard, shapes, dtype))
+        for name in shard:
+            place = weights.place(name)
+            if place is not None and place.dtype == dtype:
+                _copy(file, place, _n_elements(shapes[name]) * dtype.itemsize)
+            else:
+                _write_cast(file, weights.read(name), dtype)
 
 
 def _n_elements(shape: Sequence[int]) -> int:

@@ -17,18 +17,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.export import save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
-from molmo_hf.tokenizer import build_tokenizer, train_tokenizer
+from molmo_hf.tokenizer import CONTROLS, build_tokenizer, wrap_tokenizer
 from molmo_hf.weight_files import write_weights
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
 
 SHARD_BYTES = 5_000_000_000
 N_ROUNDS = 3
-_ROWS = 151_936
+_ROWS, _N_TOKENS = 151_936, 151_669
 _EXPORT = (
     "import sys; from molmo_client.__main__ import main;"
     "sys.exit(main(['checkpoint', 'export', sys.argv[1], sys.argv[2]]))"
@@ -54,6 +57,14 @@ class RandomWeights:
         return None
 
 
+def large_tokenizer() -> PreTrainedTokenizerFast:
+    """As many tokens as Qwen3's; what they are makes no difference to how long it is read."""
+    vocab = {f"t{k}": k for k in range(_N_TOKENS - len(CONTROLS))}
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
+    tokenizer.add_special_tokens(list(CONTROLS))
+    return wrap_tokenizer(tokenizer, bos_token=None)
+
+
 def write_large(folder: Path) -> None:
     text = {
         "hidden_size": 4096,
@@ -68,11 +79,10 @@ def write_large(folder: Path) -> None:
     }
     adapter = {"intermediate_size": 12288, "text_hidden_size": 4096}
     config = Molmo2Config(text_config=text, adapter_config=adapter)
-    base = train_tokenizer((), 300)
     save_settings(
         folder,
         config=config,
-        tokenizer=build_tokenizer(base, _ROWS),
+        tokenizer=build_tokenizer(large_tokenizer(), _ROWS),
         compute_dtype=torch.bfloat16,
     )
     with torch.device("meta"):

@@ -68,8 +68,10 @@ class OpenedCheckpoint:
     weights: Weights
     """Under Hugging Face names; the language head is among them, tied or not."""
     is_tied: bool
-    tokenizer_name: str
-    """Where the decoder's own tokenizer is; empty when the folder holds the whole tokenizer."""
+    tokenizer_name: str = ""
+    """Where the decoder's own tokenizer is, of a native one."""
+    own_tokenizer: PreTrainedTokenizerFast | None = None
+    """The complete one, where the folder holds it."""
     notes: tuple[str, ...] = field(default=())
     step: int | None = None
     """Of the training, where the folder tells it."""
@@ -79,10 +81,8 @@ class OpenedCheckpoint:
 
         Raises CheckpointError when it cannot be read or does not fit.
         """
-        if not self.tokenizer_name:
-            settings = self.folder / RUN_SETTINGS if self.kind is Kind.RUN else self.folder
-            tokenizer: PreTrainedTokenizerFast = load_processor(settings).tokenizer
-            return tokenizer
+        if self.own_tokenizer is not None:
+            return self.own_tokenizer
         plain = self.base_tokenizer(base)
         return build_tokenizer(plain, self.config.text_config.vocab_size)
 
@@ -285,7 +285,7 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
         videos=processor.video_geometry(),
         weights=WithHead(weights),
         is_tied=HEAD not in weights.shapes(),
-        tokenizer_name="",
+        own_tokenizer=processor.tokenizer,
         step=step,
     )
 
