@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,13 +189,13 @@ def test_a_native_checkpoint_of_another_geometry_takes_over_on_a_second_engine(
     caller = threading.Thread(target=keep_asking)
     caller.start()
     response = service.activate(manifest.id)
-    time.sleep(1)
+    until(lambda: len(answered) == 2 or not caller.is_alive())
     is_over.set()
     caller.join(timeout=60)
     assert response.status_code == 200, response.text
     event = response.json()
     assert event["reason"] == "activated on a second engine"
-    assert list(event["seconds"])[:2] == ["starting a second engine", "probes"]
+    assert event["seconds"]["starting a second engine"] > 1
     of_native = service.answer()
     assert of_native[0] == manifest.id
     assert answered == {of_first, of_native}  # nothing else was ever said, and nobody was refused
