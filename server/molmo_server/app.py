@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
@@ -25,12 +25,13 @@ from molmo_server.errors import install_error_handlers
 from molmo_server.gateway import Gateway
 from molmo_server.grounding import VERBS
 from molmo_server.media import MediaGate
-from molmo_server.routes.admin import admin_router
+from molmo_server.routes.admin import admin_router, usage_router
 from molmo_server.routes.chat import chat_router
 from molmo_server.routes.ops import ops_router
 from molmo_server.routes.verbs import verbs_router
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Edge, Metrics
+from molmo_server.tenancy.access import Access
 
 
 def create_app(
@@ -52,6 +53,8 @@ def create_app(
     plan = rollout_plan(settings, address)
     rollout = Rollout(plan, live=live, engines=engines, store=store, local=local, own=own)
     metrics = Metrics()
+    admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    access = Access(settings.keys, admin_key=admin_key)
     gateway = Gateway(
         settings=settings,
         live=live,
@@ -67,33 +70,35 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engines.start()
-        following = []
-        if store is not None:
-            following = StoreFollower(rollout, store, loads=settings.follows_store).start()
-        try:
-            yield
-        finally:
-            if local is not None:
-                local.abandon()
-            for task in following:
-                task.cancel()
-            await asyncio.gather(*following, return_exceptions=True)
-            await engines.stop(drain_s=settings.drain_s)
+        async with access.running():  # ends last: requests in flight are counted
+            await engines.start()
+            following = []
+            if store is not None:
+                following = StoreFollower(rollout, store, loads=settings.follows_store).start()
+            try:
+                yield
+            finally:
+                if local is not None:
+                    local.abandon()
+                for task in following:
+                    task.cancel()
+                await asyncio.gather(*following, return_exceptions=True)
+                await engines.stop(drain_s=settings.drain_s)
 
     app = FastAPI(
         title="Molmo2",
         version=__version__,
         summary="Points, counts and tracks as typed data",
         lifespan=lifespan,
+        dependencies=[Depends(access.check)],
     )
     install_error_handlers(app)
-    admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     for router in (
         chat_router(gateway),
         verbs_router(gateway),
         ops_router(gateway),
-        admin_router(rollout, admin_key),
+        admin_router(rollout),
+        usage_router(access),
     ):
         app.include_router(router)
     app.add_middleware(
@@ -117,5 +122,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for model in models:
             own = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= own.pop("$defs", {}) | {model.__name__: own}
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"key": []}]  # without one where no keys are asked for
         app.openapi_schema = document
     return app.openapi_schema
