@@ -49,6 +49,12 @@ LAZY_COMMANDS = (
         help="Serve a checkpoint on this machine.",
     ),
     LazyCommand(
+        name="keys",
+        target="molmo_server.tenancy.commands:app",
+        extra="server",
+        help="Make, show and revoke the API keys of a server, and what was used with them.",
+    ),
+    LazyCommand(
         name="demo",
         target="molmo_demo.app:demo_command",
         extra="demo",

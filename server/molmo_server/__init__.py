@@ -7,7 +7,8 @@ routes        HTTP: chat, the verbs, models and health
 gateway       the steps from a question to the engine's answer
 chat_request, media, media_probe, prompt   what was sent, checked
 grounding, relay   what the model wrote, read: whole answers, streams
-admission, errors, telemetry   limits, error envelopes, logs and metrics
+admission, errors, telemetry   turns and deadlines, error envelopes, logs and metrics
+tenancy       API keys: who may ask, how much, what was used
 checkpoints   which checkpoint is served, and how another one comes to be
 engine_pool   engines as the gateway sees them: health, restarts, retries, other weights
 engine        what runs inside an engine process: the vLLM plugin

@@ -1,7 +1,10 @@
 """Who may be served now: a bounded number at work, a bounded number waiting, a deadline for each,
 and only as long as the caller is there.
 
-Knows: counts and time. Does not know: what a request is about.
+Tenants who wait take turns, whatever number of requests each of them has there, and a tenant with
+many gives up a place in a full queue to one with few.
+
+Knows: counts, time, names of tenants. Does not know: what a request is about.
 """
 
 from __future__ import annotations
@@ -18,46 +21,115 @@ from molmo_core.errors import Busy, DeadlineExceeded
 _BUSY_RETRY_S = 2.0
 
 
+class _Line:
+    """Requests that wait: first come, first served within a tenant, in turn between tenants."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, dict[asyncio.Future[None], None]] = {}
+        """By tenant, next first; of each the oldest first."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def join(self, tenant: str) -> asyncio.Future[None]:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(tenant, {})[turn] = None
+        return turn
+
+    def leave(self, tenant: str, turn: asyncio.Future[None]) -> None:
+        line = self._waiting.get(tenant, {})
+        line.pop(turn, None)
+        if not line:
+            self._waiting.pop(tenant, None)
+
+    def call_next(self) -> bool:
+        """Give a turn to the next one who still wants it; False when nobody does."""
+        while self._waiting:
+            tenant = next(iter(self._waiting))
+            line = self._waiting.pop(tenant)
+            turn = next(iter(line))
+            del line[turn]
+            if line:
+                self._waiting[tenant] = line  # behind the other tenants
+            if not turn.done():
+                turn.set_result(None)
+                return True
+        return False
+
+    def make_room(self, tenant: str, refusal: Busy) -> bool:
+        """Refuse the latest of the tenant who has most, if that is fairer than to refuse `tenant`.
+
+        Fairer: also with the place given away it has as many as `tenant` then.
+        """
+        greedy = max(self._waiting, key=lambda name: len(self._waiting[name]), default=tenant)
+        if len(self._waiting.get(greedy, ())) < len(self._waiting.get(tenant, ())) + 2:
+            return False
+        latest = next(reversed(self._waiting[greedy]))
+        self.leave(greedy, latest)
+        if not latest.done():
+            latest.set_exception(refusal)
+        return True
+
+
 class Admission:
     def __init__(self, *, max_concurrent: int, max_queued: int, deadline_s: float) -> None:
-        self._turns = asyncio.Semaphore(max_concurrent)
+        self._line = _Line()
+        self._max_concurrent = max_concurrent
         self._max_queued = max_queued
         self._deadline_s = deadline_s
-        self.n_queued = 0
         self.n_running = 0
 
+    @property
+    def n_queued(self) -> int:
+        return len(self._line)
+
     @asynccontextmanager
-    async def admit(self) -> AsyncIterator[float]:
+    async def admit(self, tenant: str = "") -> AsyncIterator[float]:
         """Wait for a turn; yields the deadline as time of the event loop.
 
         Raises Busy when the queue is full, DeadlineExceeded when the time is over, in the queue
         or inside the block.
         """
-        if self._turns.locked() and self.n_queued >= self._max_queued:
-            raise Busy(
-                f"{self.n_running} requests are being answered and {self.n_queued} wait, which is "
-                "all this server takes; send it again later",
-                retry_after_s=_BUSY_RETRY_S,
-            )
         deadline = asyncio.get_running_loop().time() + self._deadline_s
         try:
             async with asyncio.timeout_at(deadline):
-                self.n_queued += 1
-                try:
-                    await self._turns.acquire()
-                finally:
-                    self.n_queued -= 1
-                self.n_running += 1
+                await self._wait(tenant)
                 try:
                     yield deadline
                 finally:
-                    self.n_running -= 1
-                    self._turns.release()
+                    self._pass_on()
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"the answer was not ready after {self._deadline_s:g} s; "
                 "ask for fewer tokens or send it again later"
             ) from error
+
+    async def _wait(self, tenant: str) -> None:
+        """Return with a turn, which is counted as running."""
+        if self.n_running < self._max_concurrent:
+            self.n_running += 1
+            return
+        if self.n_queued >= self._max_queued and not self._line.make_room(tenant, self._busy()):
+            raise self._busy()
+        turn = self._line.join(tenant)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._line.leave(tenant, turn)
+            if not turn.cancelled() and turn.exception() is None:
+                self._pass_on()  # the turn came at the same moment
+            raise
+
+    def _pass_on(self) -> None:
+        if not self._line.call_next():
+            self.n_running -= 1
+
+    def _busy(self) -> Busy:
+        return Busy(
+            f"{self.n_running} requests are being answered and {self.n_queued} wait, which is "
+            "all this server takes; send it again later",
+            retry_after_s=_BUSY_RETRY_S,
+        )
 
 
 class WhileConnected(Response):

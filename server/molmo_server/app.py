@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
@@ -18,6 +18,7 @@ from molmo_server.checkpoints.configured import first_checkpoint, open_local, ro
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.following import StoreFollower
 from molmo_server.checkpoints.live import LiveCheckpoint
+from molmo_server.checkpoints.local import LocalCheckpoints
 from molmo_server.checkpoints.rollout import Rollout
 from molmo_server.engine_pool import EnginePool
 from molmo_server.engines import OwnEngines
@@ -25,12 +26,13 @@ from molmo_server.errors import install_error_handlers
 from molmo_server.gateway import Gateway
 from molmo_server.grounding import VERBS
 from molmo_server.media import MediaGate
-from molmo_server.routes.admin import admin_router
+from molmo_server.routes.admin import admin_router, usage_router
 from molmo_server.routes.chat import chat_router
 from molmo_server.routes.ops import ops_router
 from molmo_server.routes.verbs import verbs_router
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Edge, Metrics
+from molmo_server.tenancy.access import Access
 
 
 def create_app(
@@ -51,7 +53,12 @@ def create_app(
     store, local = open_local(settings)
     plan = rollout_plan(settings, address)
     rollout = Rollout(plan, live=live, engines=engines, store=store, local=local, own=own)
+    follower = None
+    if store is not None and local is not None:
+        follower = StoreFollower(rollout, store, local, loads=settings.follows_store)
     metrics = Metrics()
+    admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+    access = Access(settings.keys, admin_key=admin_key)
     gateway = Gateway(
         settings=settings,
         live=live,
@@ -67,36 +74,23 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engines.start()
-        following = []
-        if store is not None and local is not None:
-            loads = settings.follows_store
-            following = StoreFollower(rollout, store, local, loads=loads).start()
-        try:
+        async with access.running(), _running(engines, gateway, follower, local):
             yield
-        finally:
-            if local is not None:
-                local.abandon()
-            for task in following:
-                task.cancel()
-            for shadow in gateway.shadows:
-                shadow.cancel()
-            await asyncio.gather(*following, *gateway.shadows, return_exceptions=True)
-            await engines.stop(drain_s=settings.drain_s)
 
     app = FastAPI(
         title="Molmo2",
         version=__version__,
         summary="Points, counts and tracks as typed data",
         lifespan=lifespan,
+        dependencies=[Depends(access.check)],
     )
     install_error_handlers(app)
-    admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     for router in (
         chat_router(gateway),
         verbs_router(gateway),
         ops_router(gateway),
-        admin_router(rollout, admin_key),
+        admin_router(rollout),
+        usage_router(access),
     ):
         app.include_router(router)
     app.add_middleware(
@@ -107,6 +101,28 @@ def create_app(
     )
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
+
+
+@asynccontextmanager
+async def _running(
+    engines: EnginePool,
+    gateway: Gateway,
+    follower: StoreFollower | None,
+    local: LocalCheckpoints | None,
+) -> AsyncIterator[None]:
+    """Engines, and what goes on in the background, as long as the block."""
+    await engines.start()
+    following = follower.start() if follower else []
+    try:
+        yield
+    finally:
+        if local is not None:
+            local.abandon()
+        background = [*following, *gateway.shadows]
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await engines.stop(drain_s=gateway.settings.drain_s)
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
@@ -120,5 +136,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for model in models:
             own = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= own.pop("$defs", {}) | {model.__name__: own}
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"key": []}]  # without one where no keys are asked for
         app.openapi_schema = document
     return app.openapi_schema

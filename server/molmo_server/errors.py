@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
@@ -62,7 +63,7 @@ def error_body(error: MolmoError) -> bytes:
 
 
 def error_response(error: MolmoError) -> Response:
-    headers = {}
+    headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     return Response(error_body(error), error.status, headers=headers, media_type="application/json")
@@ -72,6 +73,12 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(MolmoError)
     async def known(request: Request, error: MolmoError) -> Response:
         return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def of_a_parameter(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return error_response(InvalidRequest(f"{name}: {first['msg']}", param=name))
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:

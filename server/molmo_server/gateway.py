@@ -25,6 +25,7 @@ from molmo_server.media import CheckedMedia, MediaGate
 from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Metrics
+from molmo_server.tenancy.callers import Caller
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Question:
     max_tokens: int | None = None
     options: dict[str, Any]
     """Passed on to the engine as they are."""
+    caller: Caller = field(default_factory=Caller)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class Gateway:
         self._check_model(question.model)
         turns = check_turns(question.turns, system=question.system)
         self.engines.check_hope()
-        async with self.admission.admit() as deadline:
+        async with self.admission.admit(question.caller.tenant) as deadline:
             media = await self.media.check(question.image_urls, question.video_urls)
             asked = Asked(gateway=self, question=question, turns=turns, media=media)
             named = question.model if question.model != self.settings.served_name else None
@@ -92,6 +94,8 @@ class Gateway:
         """The engine's whole chat completion."""
         async with self.open(question, request_id=request_id, whole=True) as (asked, reply):
             answer = _whole_answer(reply)
+            n_tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
+            asked.note_tokens(completion=n_tokens)
             answered = Completion(
                 prompt=asked.prompt, answer=answer, checkpoint_id=self.id_of(reply)
             )
@@ -175,7 +179,7 @@ class Asked:
     async def body_for(self, engine: RemoteEngine) -> bytes:
         """What an engine is sent: media and budget are measured for the checkpoint that it has.
 
-        Raises PromptTooLong, InvalidRequest.
+        Raises PromptTooLong, InvalidRequest; TooManyMedia and RateLimited by the caller's key.
         """
         checkpoint = self.gateway.live.of(engine.checkpoint_id)
         settings = self.gateway.settings
@@ -187,6 +191,7 @@ class Asked:
             default=settings.default_max_tokens,
             limit=settings.max_tokens_limit,
         )
+        self.question.caller.pay(self.prompt.n_visual_tokens)
         return orjson.dumps(
             {
                 "model": settings.served_name,
@@ -194,6 +199,14 @@ class Asked:
                 "max_tokens": budget,
                 **self.question.options,
             }
+        )
+
+    def note_tokens(self, *, completion: int) -> None:
+        """What the caller used, of an answer of so many tokens."""
+        self.question.caller.note_tokens(
+            prompt=self.prompt.n_tokens,
+            visual=self.prompt.n_visual_tokens,
+            completion=completion,
         )
 
 

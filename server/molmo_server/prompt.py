@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from molmo_core.errors import ControlTokenInText, InvalidRequest, PromptTooLong
-from molmo_core.images import count_image_tokens
+from molmo_core.images import count_image_tokens, grid_of
 from molmo_core.prompts import Turn, fold_system, render_chat
-from molmo_core.tokens import IMAGE, VIDEO, find_control_token
+from molmo_core.tokens import IM_PATCH, IMAGE, VIDEO, find_control_token
 from molmo_core.videos import frame_tokens, timestamp_text
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.media import CheckedMedia
@@ -32,6 +32,8 @@ class Prompt:
     """The system text is already folded into the first."""
     media: CheckedMedia
     n_tokens: int
+    n_visual_tokens: int
+    """Those of them that stand for what is seen."""
 
     def messages(self) -> list[dict[str, Any]]:
         """As the engine's chat endpoint takes them."""
@@ -81,7 +83,8 @@ async def measure(turns: tuple[Turn, ...], media: CheckedMedia, checkpoint: Chec
         n_tokens = _count(text, media, checkpoint)
     if n_tokens >= checkpoint.max_model_len:
         raise _too_long(f"{n_tokens:,}", checkpoint)
-    return Prompt(turns=turns, media=media, n_tokens=n_tokens)
+    n_visual_tokens = _count_visual(media, checkpoint)
+    return Prompt(turns=turns, media=media, n_tokens=n_tokens, n_visual_tokens=n_visual_tokens)
 
 
 def _count(text: str, media: CheckedMedia, checkpoint: Checkpoint) -> int:
@@ -95,6 +98,14 @@ def _count(text: str, media: CheckedMedia, checkpoint: Checkpoint) -> int:
         n_tokens += len(times) * len(frame_tokens(checkpoint.video))
         stamps = [timestamp_text(t, is_first=k == 0) for k, t in enumerate(times)]
         n_tokens += sum(map(checkpoint.count_tokens, stamps)) - checkpoint.count_tokens(VIDEO)
+    return n_tokens
+
+
+def _count_visual(media: CheckedMedia, checkpoint: Checkpoint) -> int:
+    grids = [grid_of(image.size_hw, checkpoint.image) for image in media.images]
+    n_tokens = sum(g.low_rows * g.low_cols + g.high_rows * g.high_cols for g in grids)
+    if media.video is not None:
+        n_tokens += len(media.video.frame_times_s) * frame_tokens(checkpoint.video).count(IM_PATCH)
     return n_tokens
 
 

@@ -3,7 +3,9 @@
 Knows: server-sent events of OpenAI's chat stream. Does not know: where bytes come from or go.
 
 Events are looked at (the text is needed for the grounding) and never written anew. Only `[DONE]`
-is held back, and an event that tells of the engine's failure becomes an error of our own.
+is held back, and an event that tells of the engine's failure becomes an error of our own. Where
+usage is counted the engine is made to tell it, and that event is left out for callers who did not
+ask for it.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class StreamRelay:
         stream_id: str,
         model: str,
         fingerprint: str,
+        hides_usage: bool = False,
     ) -> None:
         self._new_reader = new_reader
         self._readers: dict[int, AnswerReader] = {}
@@ -48,6 +51,9 @@ class StreamRelay:
             "model": model,
             "system_fingerprint": fingerprint,
         }
+        self._hides_usage = hides_usage
+        self._n_told: int | None = None
+        self._n_pieces = 0
         self._rest = b""
         self._end: Literal["done", "failed"] | None = None
 
@@ -56,16 +62,22 @@ class StreamRelay:
         """The engine says no more; `check_end` tells whether all is well."""
         return self._end is not None
 
+    @property
+    def n_tokens(self) -> int:
+        """Of the answer: as the engine told, which it does at its end; else the pieces of text,
+        of which the engine sends about one a token."""
+        return self._n_pieces if self._n_told is None else self._n_told
+
     def feed(self, chunk: bytes) -> bytes:
         # Only whole events are passed on: an error event may have to follow.
         *events, self._rest = (self._rest + chunk).split(_END)
         passed: list[bytes] = []
         for one in events:
-            if one.startswith(_PREFIX):
-                self._look_at(one[len(_PREFIX) :])
+            is_hidden = one.startswith(_PREFIX) and self._look_at(one[len(_PREFIX) :])
             if self._end is not None:
                 break
-            passed.append(one)
+            if not is_hidden:
+                passed.append(one)
         if self._end == "done":
             passed += [self._grounding(), _LAST]
         return b"".join(one + _END for one in passed)
@@ -76,20 +88,25 @@ class StreamRelay:
             how = "failed" if self._end == "failed" else "ended"
             raise EngineFailed(f"the engine {how} in the middle of the answer; send it again")
 
-    def _look_at(self, data: bytes) -> None:
+    def _look_at(self, data: bytes) -> bool:
+        """Take note of an event; whether it is not for the caller."""
         if data.strip() == b"[DONE]":
             self._end = "done"
-            return
+            return False
         content = orjson.loads(data)
         if "error" in content:
             self._end = "failed"
-            return
+            return False
+        if usage := content.get("usage"):
+            self._n_told = usage.get("completion_tokens")
         self._head["id"] = content.get("id", self._head["id"])
         self._head["created"] = content.get("created", self._head["created"])
         for choice in content.get("choices", ()):
             reader = self._readers.setdefault(choice["index"], self._new_reader())
             if text := choice["delta"].get("content"):
                 reader.feed(text)
+                self._n_pieces += 1
+        return self._hides_usage and bool(usage) and not content.get("choices")
 
     def _grounding(self) -> bytes:
         choices = [

@@ -6,8 +6,8 @@ error, the address and a command to try go to standard output when the engine is
 Knows: how gateway and engine are put together, exit codes. Does not know: routes, processes, what
 the person at the terminal is told (`terminal`).
 
-Exit codes: 0 ended in order, 1 the engine could not be started, 2 the settings or the checkpoint
-cannot be used, 3 the port is taken.
+Exit codes: 0 ended in order, 1 the engine could not be started, 2 the settings, the checkpoint or
+the file of keys cannot be used, 3 the port is taken.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import uvicorn
 import uvloop
 from pydantic import ValidationError
 
-from molmo_core.errors import CheckpointError
+from molmo_core.errors import CheckpointError, KeyStoreError
 from molmo_server.app import create_app
 from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.checkpoints.folder import Checkpoint
@@ -34,6 +34,7 @@ from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.errors import from_validation
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import configure_logging
+from molmo_server.tenancy.store import KeyStore
 from molmo_server.terminal import note, tell
 
 EXIT_OK, EXIT_NO_ENGINE, EXIT_BAD_SETTINGS, EXIT_PORT_TAKEN = 0, 1, 2, 3
@@ -54,8 +55,8 @@ def serve_command(
     """Serve a checkpoint on this machine.
 
     Every option can also be set in the environment, as `MOLMO_PORT=9000`; there are more settings
-    than options. Exit codes: 0 ended in order, 1 the engine could not be started, 2 settings or
-    checkpoint cannot be used, 3 the port is taken.
+    than options. Exit codes: 0 ended in order, 1 the engine could not be started, 2 settings,
+    checkpoint or file of keys cannot be used, 3 the port is taken.
 
     Parameters
     ----------
@@ -89,10 +90,11 @@ def serve_command(
 
 def run_server(settings: MolmoSettings) -> int:
     """Serve until told to end; returns the exit code."""
-    configure_logging(settings.log_level)
     try:
-        checkpoint = first_checkpoint(settings)
-    except (CheckpointError, OSError) as error:
+        checkpoint = first_checkpoint(settings, tell=note)
+        if settings.keys is not None:
+            KeyStore(settings.keys).close()
+    except (CheckpointError, KeyStoreError, OSError) as error:
         return _complain(EXIT_BAD_SETTINGS, str(error))
     try:
         listener = _listen(settings.host, settings.port)
@@ -106,6 +108,7 @@ def run_server(settings: MolmoSettings) -> int:
         )
     # Short and private: a socket's path may have 107 characters.
     private = Path(tempfile.mkdtemp(prefix="molmo-"))
+    configure_logging(settings.log_level)
     try:
         return uvloop.run(_serve(settings, checkpoint, listener, private))
     finally:

@@ -33,7 +33,9 @@ class MolmoSettings(BaseSettings):
     follows_store: bool = True
     """Load what becomes current in the store, without being told."""
     admin_key: SecretStr | None = None
-    """Allows the routes under /admin; without it they are closed."""
+    """Allows the routes under /admin; without it only a key of scope admin does."""
+    keys: Path | None = None
+    """The file of API keys that `molmo keys` writes; None: whoever comes is served."""
     served_name: str = "molmo2"
     run_dir: Path | None = None
     """Logs of the engine; None: a private temporary folder, removed at a clean end."""

@@ -1,6 +1,7 @@
 """What the service tells of itself: one log line a request, metrics, a request id.
 
-Knows: names of metrics and log fields. Never logs prompts, media, answers or headers of callers.
+Knows: names of metrics and log fields. Never logs prompts, media, answers or headers of callers;
+of an API key only its first letters and whose it is.
 The id of a request is ours; what a caller sends as `x-request-id` is not passed on.
 """
 
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from molmo_core.errors import MolmoError, PayloadTooLarge
 from molmo_server.errors import error_response
+from molmo_server.tenancy.callers import caller_of
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +126,7 @@ class Edge:
                 headers = [
                     (b"x-request-id", request_id.encode()),
                     (b"x-molmo-checkpoint", told.encode()),
+                    *caller_of(scope).headers(),
                 ]
                 message = {**message, "headers": [*message["headers"], *headers]}
             await send(message)
@@ -173,5 +176,6 @@ class Edge:
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
             "checkpoint": scope["state"].get(_CHECKPOINT, ""),
+            **caller_of(scope).log_fields(),
         }
         logger.info("request", extra=extra)

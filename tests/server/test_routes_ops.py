@@ -108,7 +108,7 @@ def test_the_documents_describe_every_route(gateway: RunningGateway) -> None:
     operations = {o["operationId"] for path in document["paths"].values() for o in path.values()}
     verbs = {"point", "count", "track", "caption", "query"}
     operating = {"models", "model", "health", "ready", "metrics"}
-    admin = {"checkpoints", "activate", "rollback"}
+    admin = {"checkpoints", "activate", "rollback", "usage"}
     assert operations == verbs | operating | admin | {"chat"}
     for name in references(document):
         assert name.removeprefix("#/components/schemas/") in schemas

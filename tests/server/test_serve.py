@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ import httpx2
 import pytest
 
 from molmo_client.__main__ import main
+from molmo_server.engine_pool.fake import DEFAULT_ANSWER
+from molmo_server.tenancy.store import KeyStore, prefix_of
 from tests.server.media import data_url, picture
 from tests.server.processes import child_pid, engine_pid, is_alive
 from tests.support.gateway import until
@@ -36,7 +39,7 @@ sys.exit(main(["serve", *sys.argv[1:]]))
 
 
 @contextmanager
-def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+def started(command: list[str], **settings: str) -> Iterator[subprocess.Popen[str]]:
     """A server as a process; killed at the end if it still runs."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MOLMO_")}
     server = subprocess.Popen(
@@ -44,7 +47,9 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment | {"MOLMO_MAX_FAILED_STARTS": "1", "MOLMO_FIRST_BACKOFF_S": "0.1"},
+        env=environment
+        | {"MOLMO_MAX_FAILED_STARTS": "1", "MOLMO_FIRST_BACKOFF_S": "0.1"}
+        | settings,
     )
     with server:
         try:
@@ -107,6 +112,29 @@ def test_a_request_in_flight_is_finished_before_the_end(folder: Path, tmp_path: 
         assert b'"grounding"' in rest
         server.communicate(timeout=60)
     assert server.returncode == 0
+
+
+def test_keys_are_counted_to_the_end_and_never_logged(folder: Path, tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.db")
+    key = store.create("acme")
+    with started(serve_fake(folder, tmp_path), MOLMO_KEYS=str(tmp_path / "keys.db")) as server:
+        address, _ = address_of(server)
+        body = {"messages": [{"role": "user", "content": "[slow] Hi"}], "stream": True}
+        url, headers = f"{address}/v1/chat/completions", {"authorization": f"Bearer {key}"}
+        assert httpx2.post(url, json=body, timeout=60).status_code == 401
+        with httpx2.stream("POST", url, json=body, headers=headers, timeout=60) as response:
+            chunks = response.iter_bytes()
+            next(chunks)
+            server.send_signal(signal.SIGTERM)
+            assert b"".join(chunks).endswith(b"data: [DONE]\n\n")
+        _, words = server.communicate(timeout=60)
+
+    [used] = store.usage(n_days=1, now_s=time.time())
+    store.close()
+    assert (used.name, used.requests) == ("acme", 1)
+    assert used.completion_tokens == -(-len(DEFAULT_ANSWER) // 4)
+    assert f'"tenant": "acme", "key_prefix": "{prefix_of(key)}"' in words
+    assert key not in words
 
 
 def test_a_killed_server_leaves_no_engine_behind(folder: Path, tmp_path: Path) -> None:

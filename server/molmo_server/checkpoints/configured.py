@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from functools import partial
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from molmo_server.settings import MolmoSettings
 
 logger = logging.getLogger(__name__)
 
+Tell = Callable[[str], None]
+
 
 def open_local(settings: MolmoSettings) -> tuple[Store | None, LocalCheckpoints | None]:
     """The store, and its checkpoints on this machine; nothing without one."""
@@ -33,24 +35,24 @@ def open_local(settings: MolmoSettings) -> tuple[Store | None, LocalCheckpoints 
     return store, LocalCheckpoints(store, settings.cache_dir)
 
 
-def first_checkpoint(settings: MolmoSettings) -> Checkpoint:
+def first_checkpoint(settings: MolmoSettings, tell: Tell = logger.info) -> Checkpoint:
     """What is served at the start; a store's pointer is read, so ask once. Raises CheckpointError.
 
-    May download and convert: takes minutes then.
+    May download and convert: takes minutes then, and `tell` hears how far it is.
     """
-    return read_checkpoint(_first_folder(settings), max_model_len=settings.max_model_len)
+    return read_checkpoint(_first_folder(settings, tell), max_model_len=settings.max_model_len)
 
 
-def _first_folder(settings: MolmoSettings) -> Path:
+def _first_folder(settings: MolmoSettings, tell: Tell) -> Path:
     if settings.checkpoint is not None:
         return settings.checkpoint
     store, local = open_local(settings)
     if store is not None and local is not None and (current := store.current()) is not None:
-        return _first_in_order(store, local, current)
+        return _first_in_order(store, local, current, tell)
     return Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
 
 
-def _first_in_order(store: Store, local: LocalCheckpoints, current: str) -> Path:
+def _first_in_order(store: Store, local: LocalCheckpoints, current: str, tell: Tell) -> Path:
     """The current one, or the latest before it when that is damaged: something is to be served.
 
     Raises CheckpointError about the current one when none is in order, OSError.
@@ -60,18 +62,27 @@ def _first_in_order(store: Store, local: LocalCheckpoints, current: str) -> Path
     failure: CheckpointError | None = None
     for one in (current, *reversed(older)):
         try:
-            folder, manifest = local.bring(one, partial(_tell, one))
+            folder, manifest = local.bring(one, _Briefly(one, tell))
             check_mask(folder, manifest)
             return folder
         except CheckpointError as error:
-            logger.error("%s cannot be served: %s", one, error.message)
+            tell(f"molmo: {one} cannot be served: {error.message}")
             failure = failure or error
     assert failure is not None, "at least the current one was tried"
     raise failure
 
 
-def _tell(checkpoint_id: str, phase: str) -> None:
-    logger.info("%s: %s", checkpoint_id, phase)
+class _Briefly:
+    """Passes on that a phase begins, not how far it is."""
+
+    def __init__(self, checkpoint_id: str, tell: Tell) -> None:
+        self._checkpoint_id, self._tell, self._told = checkpoint_id, tell, ""
+
+    def __call__(self, phase: str) -> None:
+        name = phase.partition(",")[0]
+        if name != self._told:
+            self._tell(f"molmo: {name} {self._checkpoint_id}")
+        self._told = name
 
 
 def rollout_plan(settings: MolmoSettings, address: str) -> RolloutPlan:

@@ -1,40 +1,40 @@
-"""`/admin/checkpoints`: what is served, what was tried, serve another, go back.
+"""`/admin/checkpoints`: what is served, what was tried, serve another, go back; `/admin/usage`.
 
-Knows: the admin key. Does not know: how a checkpoint comes to be served (`rollout`).
+Knows: what operators ask for. Does not know: who may ask (`tenancy.access`), how a checkpoint
+comes to be served (`rollout`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Query
 
 from molmo_core import api
-from molmo_core.errors import Unauthorised
 from molmo_server.checkpoints.rollout import Rollout
+from molmo_server.tenancy.access import Access
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": api.ErrorEnvelope},
+    "5XX": {"model": api.ErrorEnvelope},
+}
 
 
-def admin_router(rollout: Rollout, key: str | None) -> APIRouter:
-    """Routes that ask for `Authorization: Bearer <key>`; without a key they are closed."""
+def usage_router(access: Access) -> APIRouter:
+    router = APIRouter(tags=["admin"], responses=_RESPONSES)
 
-    def check_key(authorization: Annotated[str, Header()] = "") -> None:
-        if key is None:
-            raise Unauthorised(
-                "the routes under /admin are closed: start the server with MOLMO_ADMIN_KEY set"
-            )
-        given = authorization.removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), key.encode()):
-            raise Unauthorised("the admin key is missing or wrong: send Authorization: Bearer KEY")
+    @router.get("/admin/usage", operation_id="usage", summary="What each key used, day by day")
+    async def usage(days: Annotated[int, Query(ge=1, le=3660)] = 30) -> dict[str, Any]:
+        """`days`: so many with today; a day is one of UTC."""
+        return {"usage": [row._asdict() for row in await access.usage(n_days=days)]}
 
-    router = APIRouter(
-        prefix="/admin/checkpoints",
-        tags=["admin"],
-        dependencies=[Depends(check_key)],
-        responses={"4XX": {"model": api.ErrorEnvelope}, "5XX": {"model": api.ErrorEnvelope}},
-    )
+    return router
+
+
+def admin_router(rollout: Rollout) -> APIRouter:
+    router = APIRouter(prefix="/admin/checkpoints", tags=["admin"], responses=_RESPONSES)
 
     @router.get("", operation_id="checkpoints", summary="What is served, stored and was tried")
     async def checkpoints() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from molmo_server.prompt import Prompt
 from molmo_server.relay import StreamRelay, error_events
 from molmo_server.routes.body import read_body
 from molmo_server.telemetry import tell_checkpoint
+from molmo_server.tenancy.callers import caller_of
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -61,6 +62,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
             max_stops=settings.max_stops,
         )
         image_urls, video_urls = call.media_urls()
+        caller = caller_of(request.scope)
         question = Question(
             turns=call.turns(),
             system=call.system(),
@@ -68,12 +70,16 @@ def chat_router(gateway: Gateway) -> APIRouter:
             video_urls=video_urls,
             model=call.model,
             max_tokens=call.asked_tokens,
-            options=call.engine_options(),
+            options=call.engine_options(is_counted=caller.is_counted),
+            caller=caller,
         )
-        answer = _stream if call.stream else _complete
 
         async def work(scope: Scope, send: Send) -> None:
-            await answer(gateway, question, scope, send)
+            if call.stream:
+                hides_usage = caller.is_counted and call.hides_usage
+                await _stream(gateway, question, scope, send, hides_usage=hides_usage)
+            else:
+                await _complete(gateway, question, scope, send)
 
         return WhileConnected(work)
 
@@ -93,7 +99,9 @@ async def _complete(gateway: Gateway, question: Question, scope: Scope, send: Se
     await Response(orjson.dumps(answer), media_type="application/json")(scope, _nothing, send)
 
 
-async def _stream(gateway: Gateway, question: Question, scope: Scope, send: Send) -> None:
+async def _stream(
+    gateway: Gateway, question: Question, scope: Scope, send: Send, *, hides_usage: bool
+) -> None:
     """Errors before the first byte are raised, later ones end the stream with an error event."""
     request_id = scope["state"]["request_id"]
     has_begun = False
@@ -102,7 +110,11 @@ async def _stream(gateway: Gateway, question: Question, scope: Scope, send: Send
             tell_checkpoint(scope, gateway.id_of(reply))
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             has_begun = True
-            await _relay(gateway, asked.prompt, reply, request_id, send)
+            relay = _relay(gateway, asked.prompt, reply, request_id, hides_usage=hides_usage)
+            try:
+                await _pass_on(reply, relay, send)
+            finally:
+                asked.note_tokens(completion=relay.n_tokens)
     except MolmoError as error:
         if not has_begun:
             raise
@@ -110,18 +122,22 @@ async def _stream(gateway: Gateway, question: Question, scope: Scope, send: Send
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _relay(
-    gateway: Gateway, prompt: Prompt, reply: EngineReply, request_id: str, send: Send
-) -> None:
+def _relay(
+    gateway: Gateway, prompt: Prompt, reply: EngineReply, request_id: str, *, hides_usage: bool
+) -> StreamRelay:
     def new_reader() -> AnswerReader:
         return AnswerReader(prompt.media, gateway.note)
 
-    relay = StreamRelay(
+    return StreamRelay(
         new_reader,
         stream_id=f"chatcmpl-{request_id}",
         model=gateway.settings.served_name,
         fingerprint=gateway.id_of(reply),
+        hides_usage=hides_usage,
     )
+
+
+async def _pass_on(reply: EngineReply, relay: StreamRelay, send: Send) -> None:
     async for chunk in reply.chunks():
         if passed := relay.feed(chunk):
             await send({"type": "http.response.body", "body": passed, "more_body": True})

@@ -19,6 +19,7 @@ from molmo_server.gateway import Gateway, Question
 from molmo_server.grounding import VERBS, VerbSpec, written
 from molmo_server.routes.body import read_body
 from molmo_server.telemetry import tell_checkpoint
+from molmo_server.tenancy.callers import Caller, caller_of
 
 
 def verbs_router(gateway: Gateway) -> APIRouter:
@@ -31,7 +32,7 @@ def verbs_router(gateway: Gateway) -> APIRouter:
 def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) -> None:
     async def endpoint(request: Request) -> Response:
         asked = await read_body(request, spec.request, gateway.settings)
-        question = _question(verb, spec, asked)
+        question = _question(verb, spec, asked, caller_of(request.scope))
 
         async def work(scope: Scope, send: Send) -> None:
             await _answer(gateway, question, spec, scope, send)
@@ -69,7 +70,7 @@ def _documented_body(spec: VerbSpec) -> dict[str, Any]:
     }
 
 
-def _question(verb: Verb, spec: VerbSpec, asked: api.GenerationOptions) -> Question:
+def _question(verb: Verb, spec: VerbSpec, asked: api.GenerationOptions, caller: Caller) -> Question:
     image_urls: list[str] = asked.image_urls  # type: ignore[attr-defined]
     video_url: str | None = asked.video_url  # type: ignore[attr-defined]
     text = getattr(asked, spec.text_field) if spec.text_field else ""
@@ -82,6 +83,7 @@ def _question(verb: Verb, spec: VerbSpec, asked: api.GenerationOptions) -> Quest
         model=asked.model,
         max_tokens=asked.max_tokens,
         options=options | ({} if asked.seed is None else {"seed": asked.seed}),
+        caller=caller,
     )
 
 

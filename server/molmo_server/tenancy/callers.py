@@ -1,0 +1,156 @@
+"""The caller of one request: whose it is, what its key allows, what it used.
+
+Limits are token buckets in the memory of this process: full at the start, filled again evenly over
+a minute. They belong to a key, not to its tenant: two keys of one tenant have a bucket each.
+
+Knows: limits, OpenAI's rate limit headers. Does not know: where keys come from, routes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from molmo_core.errors import RateLimited, TooManyMedia
+from molmo_server.tenancy.store import Key, Usage
+
+_CALLER = "caller"
+_SLOT_RETRY_S = 1.0
+Headers = list[tuple[bytes, bytes]]
+
+
+class Bucket:
+    def __init__(self, per_min: int, clock_s: Callable[[], float]) -> None:
+        self.per_min = per_min
+        self._clock_s = clock_s
+        self._left, self._seen_s = float(per_min), clock_s()
+
+    def take(self, n: int) -> float:
+        """0 when `n` were taken, else nothing was and they will be there after so many seconds."""
+        self._fill()
+        if n <= self._left:
+            self._left -= n
+            return 0.0
+        return (n - self._left) * 60 / self.per_min
+
+    def headers(self, what: str) -> Headers:
+        """How many of `what` are allowed and left, and when all are there again."""
+        self._fill()
+        reset_s = (self.per_min - self._left) * 60 / self.per_min
+        values = {
+            "limit": f"{self.per_min}",
+            "remaining": f"{math.floor(self._left)}",
+            "reset": f"{reset_s:.3f}s",
+        }
+        return [(f"x-ratelimit-{k}-{what}".encode(), v.encode()) for k, v in values.items()]
+
+    def _fill(self) -> None:
+        now_s = self._clock_s()
+        gained = (now_s - self._seen_s) * self.per_min / 60
+        self._left, self._seen_s = min(self._left + gained, float(self.per_min)), now_s
+
+
+class Allowance:
+    """What a key may have at present."""
+
+    def __init__(self, key: Key, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self.key = key
+        self._n_running = 0
+        per_min = {
+            "requests": key.requests_per_min,
+            "visual-tokens": key.visual_tokens_per_min,
+        }
+        self._buckets = {what: Bucket(n, clock_s) for what, n in per_min.items() if n is not None}
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """One request, as long as the block runs; raises RateLimited."""
+        allowed = self.key.n_concurrent
+        if allowed is not None and self._n_running >= allowed:
+            raise RateLimited(
+                f"{self._n_running} requests of this key are being answered, which is all it may "
+                "have at the same time; send the next when one is done",
+                retry_after_s=_SLOT_RETRY_S,
+            )
+        self._take("requests", 1)
+        self._n_running += 1
+        try:
+            yield
+        finally:
+            self._n_running -= 1
+
+    def take_visual_tokens(self, n: int) -> None:
+        """Raises RateLimited; TooManyMedia for more than a whole minute's."""
+        bucket = self._buckets.get("visual-tokens")
+        if bucket is not None and n > bucket.per_min:
+            raise TooManyMedia(
+                f"the media are {n:,} visual tokens, this key may send {bucket.per_min:,} a "
+                "minute; send fewer or smaller media, or use a key that allows more"
+            )
+        self._take("visual-tokens", n)
+
+    def headers(self) -> Headers:
+        return [h for what, bucket in self._buckets.items() for h in bucket.headers(what)]
+
+    def _take(self, what: str, n: int) -> None:
+        bucket = self._buckets.get(what)
+        if bucket is not None and (wait_s := bucket.take(n)) > 0:
+            raise RateLimited(
+                f"too little is left of this key's {bucket.per_min:,} {what.replace('-', ' ')} a "
+                f"minute, this request takes {n:,}; send it again in {math.ceil(wait_s)} s",
+                retry_after_s=wait_s,
+            )
+
+
+@dataclass(kw_only=True)
+class Caller:
+    """Without an allowance: anybody, where no keys are asked for."""
+
+    allowance: Allowance | None = None
+    usage: Usage = field(default_factory=lambda: Usage(requests=1))
+    _has_paid: bool = False
+
+    @property
+    def tenant(self) -> str:
+        return self.allowance.key.name if self.allowance else ""
+
+    @property
+    def is_counted(self) -> bool:
+        return self.allowance is not None
+
+    def pay(self, n_visual_tokens: int) -> None:
+        """Take a measured prompt from what the key may have; once, however often it is measured.
+
+        Raises RateLimited, TooManyMedia.
+        """
+        if self.allowance is not None and not self._has_paid:
+            self.allowance.take_visual_tokens(n_visual_tokens)
+        self._has_paid = True
+
+    def note_tokens(self, *, prompt: int, visual: int, completion: int) -> None:
+        self.usage.prompt_tokens = prompt
+        self.usage.visual_tokens = visual
+        self.usage.completion_tokens = completion
+
+    def headers(self) -> Headers:
+        return self.allowance.headers() if self.allowance else []
+
+    def log_fields(self) -> dict[str, str]:
+        if self.allowance is None:
+            return {}
+        return {"tenant": self.tenant, "key_prefix": self.allowance.key.prefix}
+
+
+def set_caller(scope: Scope, caller: Caller) -> None:
+    scope["state"][_CALLER] = caller
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Whoever the check before the route found; anybody before it and where it asks for no key."""
+    caller: Caller | None = scope["state"].get(_CALLER)
+    return caller or Caller()

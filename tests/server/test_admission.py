@@ -1,0 +1,103 @@
+"""Who gets the next turn: tenants one after the other, within a bounded queue."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from molmo_core.errors import Busy, DeadlineExceeded
+from molmo_server.admission import Admission
+
+
+class Callers:
+    """Requests that are admitted one by one, each when the one before is told to end."""
+
+    def __init__(self, *, max_queued: int = 100, deadline_s: float = 30) -> None:
+        self.admission = Admission(max_concurrent=1, max_queued=max_queued, deadline_s=deadline_s)
+        self.served: list[str] = []
+        self.ends = asyncio.Event()
+
+    async def ask(self, tenant: str, name: str) -> None:
+        async with self.admission.admit(tenant):
+            self.served.append(name)
+            await self.ends.wait()
+
+    async def queue(self, tenant: str, name: str) -> asyncio.Task[None]:
+        """Ask in a task that waits, or has been refused, when this returns."""
+        task = asyncio.create_task(self.ask(tenant, name))
+        await asyncio.sleep(0)
+        return task
+
+
+async def test_tenants_take_turns_however_many_wait() -> None:
+    callers = Callers()
+    flood = [await callers.queue("flood", f"f{k}") for k in range(20)]
+    others = [await callers.queue("small", "s0"), await callers.queue("small", "s1")]
+    others += [await callers.queue("third", "t0")]
+    assert callers.admission.n_queued == 22
+
+    callers.ends.set()
+    await asyncio.gather(*flood, *others)
+
+    assert callers.served[:7] == ["f0", "f1", "s0", "t0", "f2", "s1", "f3"]
+    assert callers.served[7:] == [f"f{k}" for k in range(4, 20)]
+    assert (callers.admission.n_running, callers.admission.n_queued) == (0, 0)
+
+
+async def test_one_tenant_alone_is_served_in_order() -> None:
+    callers = Callers()
+    tasks = [await callers.queue("", f"{k}") for k in range(5)]
+    callers.ends.set()
+    await asyncio.gather(*tasks)
+    assert callers.served == ["0", "1", "2", "3", "4"]
+
+
+async def test_a_full_queue_takes_a_place_from_the_tenant_with_most() -> None:
+    callers = Callers(max_queued=4)
+    flood = [await callers.queue("flood", f"f{k}") for k in range(5)]
+    small = [await callers.queue("small", f"s{k}") for k in range(3)]
+    callers.ends.set()
+    answers = await asyncio.gather(*flood, *small, return_exceptions=True)
+
+    # The latest two of the flood made room; a third of the small tenant would be no fairer.
+    assert callers.served == ["f0", "f1", "s0", "f2", "s1"]
+    refused = [k for k, answer in enumerate(answers) if isinstance(answer, Busy)]
+    assert refused == [3, 4, 7]
+    assert [answer for k, answer in enumerate(answers) if k not in refused] == [None] * 5
+    assert (callers.admission.n_running, callers.admission.n_queued) == (0, 0)
+
+
+async def test_who_leaves_gives_up_the_place_and_also_the_turn() -> None:
+    callers = Callers()
+
+    async def ask_and_disturb() -> None:
+        await callers.ask("a", "first")
+        assert callers.admission.n_queued == 1
+        disturbed.cancel()  # it has the turn by now, and has not run since
+
+    first = asyncio.create_task(ask_and_disturb())
+    await asyncio.sleep(0)
+    disturbed, leaving, last = [await callers.queue("a", name) for name in ("d", "l", "last")]
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert callers.admission.n_queued == 2
+
+    callers.ends.set()
+    await asyncio.gather(first, last)
+
+    assert disturbed.cancelled()
+    assert callers.served == ["first", "last"]
+    assert (callers.admission.n_running, callers.admission.n_queued) == (0, 0)
+
+
+async def test_waiting_ends_with_the_deadline() -> None:
+    callers = Callers(deadline_s=0.05)
+    running = await callers.queue("a", "0")
+    waiting = await callers.queue("b", "1")
+    with pytest.raises(DeadlineExceeded):
+        await waiting
+    with pytest.raises(DeadlineExceeded):
+        await running
+    assert callers.served == ["0"]
+    assert (callers.admission.n_running, callers.admission.n_queued) == (0, 0)
