@@ -23,6 +23,7 @@ _LEAVES: tuple[type[MolmoError], ...] = (
     errors.InvalidMedia,
     errors.Unauthorised,
     errors.NotFound,
+    errors.MediaNotFound,
     errors.PayloadTooLarge,
     errors.EngineRefused,
     errors.EngineFailed,

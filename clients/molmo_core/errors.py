@@ -9,6 +9,7 @@
         InvalidMedia            400   not an image/video, truncated, empty, too large a canvas
       Unauthorised              401
       NotFound                  404   unknown model or checkpoint
+        MediaNotFound           404   no uploaded file of that id, or its time is over
       PayloadTooLarge           413
       EngineRefused             4xx   the engine answered the request with a client error
       EngineFailed              502   the engine broke on this request
@@ -93,6 +94,10 @@ class NotFound(MolmoError):
     status = 404
     code = "not_found"
     type = "invalid_request_error"
+
+
+class MediaNotFound(NotFound):
+    code = "media_not_found"
 
 
 class PayloadTooLarge(MolmoError):

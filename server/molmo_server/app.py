@@ -24,9 +24,10 @@ from molmo_server.engines import OwnEngines
 from molmo_server.errors import install_error_handlers
 from molmo_server.gateway import Gateway
 from molmo_server.grounding import VERBS
-from molmo_server.media import MediaGate
+from molmo_server.media.gate import MediaGate
 from molmo_server.routes.admin import admin_router
 from molmo_server.routes.chat import chat_router
+from molmo_server.routes.media import media_router
 from molmo_server.routes.ops import ops_router
 from molmo_server.routes.verbs import verbs_router
 from molmo_server.settings import MolmoSettings
@@ -56,7 +57,7 @@ def create_app(
         settings=settings,
         live=live,
         engines=engines,
-        media=MediaGate(settings),
+        media=MediaGate(settings, on_known=metrics.media_cache_hits.inc),
         admission=Admission(
             max_concurrent=settings.max_concurrent,
             max_queued=settings.max_queued,
@@ -71,9 +72,11 @@ def create_app(
         following = []
         if store is not None:
             following = StoreFollower(rollout, store, loads=settings.follows_store).start()
+        gateway.media.spool.start()
         try:
             yield
         finally:
+            gateway.media.spool.close()
             if local is not None:
                 local.abandon()
             for task in following:
@@ -92,6 +95,7 @@ def create_app(
     for router in (
         chat_router(gateway),
         verbs_router(gateway),
+        media_router(gateway),
         ops_router(gateway),
         admin_router(rollout, admin_key),
     ):

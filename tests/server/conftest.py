@@ -1,13 +1,14 @@
-"""A second gateway, with narrow limits."""
+"""Gateways of other settings (narrow limits, uploads in sight), and an internet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.server.internet import Internet, internet
 from tests.support.gateway import RunningGateway, running_gateway
 
 
@@ -30,3 +31,33 @@ def small_gateway(shared_small_gateway: RunningGateway) -> RunningGateway:
     """One with narrow limits."""
     shared_small_gateway.engine.requests.clear()
     return shared_small_gateway
+
+
+@pytest.fixture(scope="session")
+def media_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parent") / "media"
+
+
+@pytest.fixture(scope="session")
+def shared_keeping_gateway(
+    folder: Path, media_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
+    sockets = tmp_path_factory.mktemp("sockets")
+    with running_gateway(folder, sockets, media_dir=media_dir) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def keeping(shared_keeping_gateway: RunningGateway, media_dir: Path) -> RunningGateway:
+    """One that keeps uploads where the test can see them; nothing is uploaded yet."""
+    for path in media_dir.iterdir():
+        shared_keeping_gateway.http.delete(f"/v1/media/{path.name}")
+    assert list(media_dir.iterdir()) == []
+    shared_keeping_gateway.engine.requests.clear()
+    return shared_keeping_gateway
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[Internet]:
+    async with internet() as world:
+        yield world

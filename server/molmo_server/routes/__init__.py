@@ -2,6 +2,7 @@
 
 chat   `POST /v1/chat/completions`, OpenAI's
 verbs  `POST /v1/point`, `/count`, `/track`, `/caption`, `/query`
+media  uploads: `/v1/media`
 ops    models, health, readiness, metrics
 body   the body of a request: its type, its time, its fields
 """
