@@ -13,7 +13,7 @@ import httpx2
 from pydantic import BaseModel, ValidationError
 
 from molmo_client.failures import RequestFailed, failure_of
-from molmo_client.media import MediaInput, encode_all
+from molmo_client.media import MediaInput, OneMedia, encode, encode_all, media_type
 from molmo_core import api
 from molmo_core.errors import InvalidMedia, InvalidRequest
 
@@ -36,12 +36,13 @@ class Call(Generic[Answer]):
     path: str
     body: bytes | None
     answer_type: type[Answer]
+    content_type: str = "application/json"
 
     def request_options(self) -> dict[str, Any]:
         """Keyword arguments for `httpx2`'s `request`."""
         options: dict[str, Any] = {"method": self.method, "url": self.path}
         if self.body is not None:
-            options |= {"content": self.body, "headers": {"content-type": "application/json"}}
+            options |= {"content": self.body, "headers": {"content-type": self.content_type}}
         return options
 
     def read(self, response: httpx2.Response) -> Answer:
@@ -68,10 +69,10 @@ def count(media: MediaInput, what: str, options: Generation) -> Call[api.CountAn
 
 
 def track(video: MediaInput, what: str, options: Generation) -> Call[api.TrackAnswer]:
-    media = _media_fields(video)
-    if "video_url" not in media:
+    encoded = encode_all(video)
+    if len(encoded) != 1 or not encoded[0].may_be_video:
         raise InvalidMedia("tracking takes one video and got a picture; use point for pictures")
-    fields = {**media, "object": what, **options}
+    fields = {"video_url": encoded[0].url, "object": what, **options}
     return _verb("/v1/track", api.TrackRequest, fields, api.TrackAnswer)
 
 
@@ -83,6 +84,17 @@ def caption(media: MediaInput, options: Generation) -> Call[api.CaptionAnswer]:
 def query(media: MediaInput, question: str, options: Generation) -> Call[api.QueryAnswer]:
     fields = {**_media_fields(media), "question": question, **options}
     return _verb("/v1/query", api.QueryRequest, fields, api.QueryAnswer)
+
+
+def upload(media: OneMedia) -> Call[api.UploadedMedia]:
+    content = encode(media).content()
+    return Call(
+        method="POST",
+        path="/v1/media",
+        body=content,
+        content_type=media_type(content) or "image/*",
+        answer_type=api.UploadedMedia,
+    )
 
 
 def models() -> Call[api.ModelList]:

@@ -18,7 +18,7 @@ from molmo_client import calls
 from molmo_client.calls import Answer, Call, Generation
 from molmo_client.connection import Connection, connection_to
 from molmo_client.failures import failure_of
-from molmo_client.media import MediaInput
+from molmo_client.media import MediaInput, OneMedia
 from molmo_client.retries import RetryPolicy, random_jitter
 from molmo_core import api
 
@@ -77,6 +77,10 @@ class Client:
         return self._answer(calls.query(media, question, options))
 
     ask = query
+
+    def upload(self, media: OneMedia) -> api.UploadedMedia:
+        """Send a file once; what comes back is given as `media` as often as one likes."""
+        return self._answer(calls.upload(media))
 
     def models(self) -> api.ModelList:
         return self._answer(calls.models())
@@ -179,6 +183,10 @@ class AsyncClient:
         return await self._answer(await asyncio.to_thread(calls.query, media, question, options))
 
     ask = query
+
+    async def upload(self, media: OneMedia) -> api.UploadedMedia:
+        """Send a file once; what comes back is given as `media` as often as one likes."""
+        return await self._answer(await asyncio.to_thread(calls.upload, media))
 
     async def models(self) -> api.ModelList:
         return await self._answer(calls.models())

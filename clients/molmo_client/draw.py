@@ -6,7 +6,6 @@ keeps its size and place; the legend is a strip added under it. Source: this pro
 
 from __future__ import annotations
 
-import base64
 import io
 from collections import Counter
 from collections.abc import Sequence
@@ -88,18 +87,14 @@ def open_image(image: OneMedia) -> Image.Image:
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image).convert("RGB").copy()
     encoded = encode(image)
-    if encoded.kind != "image" or not encoded.url.startswith("data:"):
+    if encoded.may_be_video:
         raise InvalidMedia("can draw only on a picture at hand; give a path, bytes or an array")
+    content = encoded.content()
     try:
-        with Image.open(io.BytesIO(content_of(encoded.url))) as opened:
+        with Image.open(io.BytesIO(content)) as opened:
             return ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as failure:
         raise InvalidMedia(f"cannot draw on the picture: {failure}; use a PNG or JPEG") from failure
-
-
-def content_of(data_url: str) -> bytes:
-    """The bytes in a base64 data URL."""
-    return base64.b64decode(data_url.partition(",")[2])
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and videos as the server takes them: data URLs.
+"""Pictures and videos as the server takes them: data URLs, uploads, other servers' URLs.
 
 Knows: the kinds of Python value that hold a picture or a video, and how each file type begins.
 Does not know: requests, limits of the server (it checks what it is sent). Source: this project's
@@ -18,6 +18,7 @@ from typing import BinaryIO, Literal, cast
 import numpy as np
 from PIL import Image
 
+from molmo_core.api import UploadedMedia
 from molmo_core.errors import InvalidMedia
 
 MediaKind = Literal["image", "video"]
@@ -30,13 +31,41 @@ class EncodedMedia:
     url: str
     kind: MediaKind
 
+    @property
+    def may_be_video(self) -> bool:
+        """An URL of a file elsewhere need not tell what it is."""
+        return self.kind == "video" or not self.url.startswith("data:")
 
-OneMedia = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray | EncodedMedia
-"""A path, a data or http(s) URL, the bytes of a file, an open binary file, a PIL picture, or an
-array of (height, width, 3) or (height, width) uint8."""
+    def content(self) -> bytes:
+        """The file in a data URL; raises InvalidMedia for a URL of another kind."""
+        if not self.url.startswith("data:"):
+            raise InvalidMedia(
+                f"{self.url[:60]} is not at hand; give a path, bytes, a PIL picture or an array"
+            )
+        try:
+            return base64.b64decode(self.url.partition(",")[2])
+        except ValueError as failure:
+            raise InvalidMedia(
+                f"the data URL is no base64 ({failure}); encode it anew"
+            ) from failure
+
+
+OneMedia = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | BinaryIO
+    | Image.Image
+    | np.ndarray
+    | EncodedMedia
+    | UploadedMedia
+)
+"""A path, a data, http(s) or media URL, the bytes of a file, an open binary file, a PIL picture, an
+array of (height, width, 3) or (height, width) uint8, or what `upload` returned. A URL whose ending
+does not tell a video is taken as a picture's, except where only a video will do."""
 MediaInput = OneMedia | Sequence[OneMedia]
 
-_URL_SCHEMES = ("data:", "http://", "https://")
+_URL_SCHEMES = ("data:", "http://", "https://", "media://")
 _STILL_BRANDS = {b"avif": "image/avif", b"heic": "image/heic", b"mif1": "image/heic"}
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, type
@@ -70,12 +99,14 @@ def encode_all(media: MediaInput) -> list[EncodedMedia]:
 
 
 def encode(media: OneMedia) -> EncodedMedia:
-    """One picture or video as a data URL; http(s) URLs stay as they are.
+    """One picture or video as a data URL; http(s) and media URLs stay as they are.
 
     Raises InvalidMedia for a missing file, an unknown file type or another array.
     """
     if isinstance(media, EncodedMedia):
         return media
+    if isinstance(media, UploadedMedia):
+        return EncodedMedia(url=media.url, kind=media.type)
     if isinstance(media, str) and media.startswith(_URL_SCHEMES):
         return EncodedMedia(url=media, kind=_kind_of_url(media))
     if isinstance(media, np.ndarray):

@@ -1,4 +1,5 @@
-"""What travels between client and gateway: requests (`api_requests`), answers and grounding.
+"""What travels between client and gateway: requests (`api_requests`), uploads (`api_media`),
+answers and grounding.
 
 Coordinates `x`, `y` are 0 to 1, origin top left, x first; `pixel` is the same place in pixels of
 the picture as it is displayed (after EXIF rotation). `media_index` counts from 0, in the order
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from molmo_core import points as core
+from molmo_core.api_media import DeletedMedia as DeletedMedia
+from molmo_core.api_media import UploadedMedia as UploadedMedia
 from molmo_core.api_requests import CaptionRequest as CaptionRequest
 from molmo_core.api_requests import CountRequest as CountRequest
 from molmo_core.api_requests import DataUrl as DataUrl

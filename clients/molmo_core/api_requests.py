@@ -12,7 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 DataUrl = Annotated[
-    str, Field(description="`data:image/png;base64,…` or `data:video/mp4;base64,…`")
+    str,
+    Field(
+        description="`data:image/png;base64,…` or `data:video/mp4;base64,…`, `media://media-…` of "
+        "an uploaded file, an https URL where the server fetches those"
+    ),
 ]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """What a random generator of the engine takes."""

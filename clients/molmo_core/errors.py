@@ -10,6 +10,7 @@
       Unauthorised              401   no key, or one that is not good here
         Forbidden               403   a good key, for something else
       NotFound                  404   unknown model or checkpoint
+        MediaNotFound           404   no uploaded file of that id, or its time is over
       PayloadTooLarge           413
       RateLimited               429   more than the caller's key allows; carries Retry-After
       EngineRefused             4xx   the engine answered the request with a client error
@@ -102,6 +103,10 @@ class NotFound(MolmoError):
     status = 404
     code = "not_found"
     type = "invalid_request_error"
+
+
+class MediaNotFound(NotFound):
+    code = "media_not_found"
 
 
 class PayloadTooLarge(MolmoError):

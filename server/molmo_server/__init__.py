@@ -5,7 +5,8 @@ app           create_app(settings, engines): all wiring on one screen
 settings      every setting, and the only reader of the environment
 routes        HTTP: chat, the verbs, models and health
 gateway       the steps from a question to the engine's answer
-chat_request, media, media_probe, prompt   what was sent, checked
+chat_request, prompt   what was sent, checked
+media         pictures and videos, from wherever: uploads, remote files, checks
 grounding, relay   what the model wrote, read: whole answers, streams
 admission, errors, telemetry   turns and deadlines, error envelopes, logs and metrics
 tenancy       API keys: who may ask, how much, what was used

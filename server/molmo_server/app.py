@@ -25,9 +25,10 @@ from molmo_server.engines import OwnEngines
 from molmo_server.errors import install_error_handlers
 from molmo_server.gateway import Gateway
 from molmo_server.grounding import VERBS
-from molmo_server.media import MediaGate
+from molmo_server.media.gate import MediaGate
 from molmo_server.routes.admin import admin_router, usage_router
 from molmo_server.routes.chat import chat_router
+from molmo_server.routes.media import media_router
 from molmo_server.routes.ops import ops_router
 from molmo_server.routes.verbs import verbs_router
 from molmo_server.settings import MolmoSettings
@@ -63,7 +64,7 @@ def create_app(
         settings=settings,
         live=live,
         engines=engines,
-        media=MediaGate(settings),
+        media=MediaGate(settings, on_known=metrics.media_cache_hits.inc),
         admission=Admission(
             max_concurrent=settings.max_concurrent,
             max_queued=settings.max_queued,
@@ -88,6 +89,7 @@ def create_app(
     for router in (
         chat_router(gateway),
         verbs_router(gateway),
+        media_router(gateway),
         ops_router(gateway),
         admin_router(rollout),
         usage_router(access),
@@ -113,9 +115,11 @@ async def _running(
     """Engines, and what goes on in the background, as long as the block."""
     await engines.start()
     following = follower.start() if follower else []
+    gateway.media.spool.start()
     try:
         yield
     finally:
+        gateway.media.spool.close()
         if local is not None:
             local.abandon()
         background = [*following, *gateway.shadows]

@@ -21,7 +21,7 @@ from molmo_server.admission import Admission
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Trial
-from molmo_server.media import CheckedMedia, MediaGate
+from molmo_server.media.gate import CheckedMedia, MediaGate
 from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Metrics
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is asked, before media are checked. URLs are data URLs."""
+    """What is asked, before media are checked."""
 
     turns: Sequence[Turn]
     system: str = ""

@@ -12,7 +12,7 @@ from typing import Any
 from molmo_core import api
 from molmo_core.points import GroundingParser
 from molmo_core.prompts import Verb
-from molmo_server.media import CheckedMedia
+from molmo_server.media.gate import CheckedMedia
 
 
 class AnswerReader:

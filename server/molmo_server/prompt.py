@@ -20,7 +20,7 @@ from molmo_core.prompts import Turn, fold_system, render_chat
 from molmo_core.tokens import IM_PATCH, IMAGE, VIDEO, find_control_token
 from molmo_core.videos import frame_tokens, timestamp_text
 from molmo_server.checkpoints.folder import Checkpoint
-from molmo_server.media import CheckedMedia
+from molmo_server.media.gate import CheckedMedia
 
 _LONG_TEXT_CHARS = 20_000
 """From here on counting leaves the event loop: it takes longer than a millisecond or two."""

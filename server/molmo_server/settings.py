@@ -8,13 +8,15 @@ Knows: names, defaults, allowed ranges. Does not know: what the values are used 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _MIB = 1024 * 1024
+_HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
 
 
 class MolmoSettings(BaseSettings):
@@ -103,6 +105,26 @@ class MolmoSettings(BaseSettings):
     probe_memory_bytes: int = Field(default=2048 * _MIB, ge=1)
     max_probes: int = Field(default=2, ge=1)
     """Most media looked at at the same time."""
+    media_cache_entries: int = Field(default=64, ge=0)
+    """So many files are remembered by their digest and not looked at again."""
+
+    # Uploads
+    media_dir: Path | None = None
+    """Of this server alone; None: a private temporary folder, removed at a clean end."""
+    media_ttl_s: float = Field(default=24 * 3600, gt=0)
+    """A file that was not used for so long is removed."""
+    media_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
+    """Above it the least recently used files are removed."""
+
+    # Media of other servers
+    remote_media: Literal["off", "allowlist", "public"] = "off"
+    """Whose http(s) URLs are fetched: nobody's, those of `remote_hosts`, every public server's."""
+    remote_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Host names, exact or `*.example.org`; in the environment with commas between them."""
+    remote_allow_http: bool = False
+    remote_timeout_s: float = Field(default=10, gt=0)
+    """For one file with its redirects, from the look-up of the name to the last byte."""
+    remote_max_redirects: int = Field(default=3, ge=0)
 
     # Answers
     default_max_tokens: int = Field(default=1024, ge=1)
@@ -116,10 +138,32 @@ class MolmoSettings(BaseSettings):
     def _as_text(cls, store: Any) -> Any:
         return str(store) if isinstance(store, Path) else store
 
-    @field_validator("cache_dir")
+    @field_validator("cache_dir", "media_dir")
     @classmethod
-    def _of_the_user(cls, folder: Path) -> Path:
-        return folder.expanduser()
+    def _of_the_user(cls, folder: Path | None) -> Path | None:
+        return folder and folder.expanduser()
+
+    @field_validator("remote_hosts", mode="before")
+    @classmethod
+    def _with_commas(cls, hosts: Any) -> Any:
+        many = hosts.split(",") if isinstance(hosts, str) else hosts
+        return tuple(host.strip().lower() for host in many if host.strip())
+
+    @model_validator(mode="after")
+    def _check_hosts(self) -> MolmoSettings:
+        if (self.remote_media == "allowlist") != bool(self.remote_hosts):
+            raise ValueError(
+                f"remote_media is {self.remote_media} and remote_hosts names "
+                f"{len(self.remote_hosts)} hosts; set remote_media to allowlist and name hosts, or "
+                "leave remote_hosts out"
+            )
+        for host in self.remote_hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(
+                    f"remote_hosts has {host!r}; name hosts as example.org or *.example.org, "
+                    "without scheme, port and path, in punycode where they are not ASCII"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_way(self) -> MolmoSettings:

@@ -80,6 +80,10 @@ class Metrics:
         self.checkpoint = Gauge(
             "molmo_checkpoint", "1 for the checkpoint that is served", ["id"], registry=registry
         )
+        self.media_cache_hits = Counter(
+            "molmo_media_cache_hits", "Media that had been looked at before", registry=registry
+        )
+        self.media_bytes = Gauge("molmo_media_bytes", "Uploaded files kept", registry=registry)
         self.running = Gauge("molmo_running", "Requests being answered", registry=registry)
         self.queued = Gauge("molmo_queued", "Requests waiting", registry=registry)
         self.engine_ready = Gauge(

@@ -100,6 +100,23 @@ def test_tracks(ask: Ask, gateway: RunningGateway) -> None:
     assert answer.frames[0].time == 0.0
 
 
+def test_uploads(ask: Ask, gateway: RunningGateway) -> None:
+    clip = media.video(n_frames=10)
+    picture, video = (ask("upload", sent, url=gateway.url) for sent in (PICTURE, clip))
+    assert (picture.type, picture.width, video.type, video.fps) == ("image", 64, "video", 25.0)
+    assert ask("upload", media.data_url(PICTURE), url=gateway.url).id == picture.id
+    for given, kind in ((picture, "image"), (picture.url, "image"), (video, "video")):
+        assert ask("point", given, "dots", url=gateway.url).media[0].type == kind
+    assert len(ask("count", [picture, PICTURE], "dots", url=gateway.url).media) == 2
+    for given in (video, video.url):
+        assert ask("track", given, "ball", url=gateway.url).media[0].width == 64
+    with pytest.raises(errors.MediaNotFound, match="upload it with POST") as caught:
+        ask("point", "media://media-0", "dots", url=gateway.url)
+    assert caught.value.status == 404
+    with pytest.raises(errors.InvalidMedia, match="is not at hand; give a path"):
+        ask("upload", picture, url=gateway.url)
+
+
 def test_words(ask: Ask, gateway: RunningGateway) -> None:
     gateway.engine.script["?"] = "Blue."
     gateway.engine.script[""] = "A grey field."

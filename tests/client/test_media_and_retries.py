@@ -14,7 +14,7 @@ from PIL import Image
 
 from molmo_client import RequestFailed, RetryPolicy, encode
 from molmo_client.failures import failure_of
-from molmo_client.media import encode_all, media_type
+from molmo_client.media import EncodedMedia, encode_all, media_type
 from molmo_core import errors
 from molmo_core.errors import InvalidMedia, MolmoError
 from tests.server import media
@@ -53,6 +53,7 @@ def test_addresses_stay_as_they_are() -> None:
     assert encode("https://x/clip.MP4?sig=1").kind == "video"
     assert encode("https://x/cat").kind == "image"
     assert encode("data:video/webm;base64,AAAA").kind == "video"
+    assert encode("media://media-0") == EncodedMedia(url="media://media-0", kind="image")
     encoded = encode("https://x/cat.png")
     assert encode(encoded) is encoded
 

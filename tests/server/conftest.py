@@ -1,8 +1,8 @@
-"""A second gateway, with narrow limits; a store with one checkpoint."""
+"""Gateways of other settings (narrow limits, uploads in sight), a store, and an internet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 
 from molmo_core.checkpoints import FolderStore
 from tests.server.exchange import Stored
+from tests.server.internet import Internet, internet
 from tests.support.gateway import RunningGateway, running_gateway
 
 
@@ -40,3 +41,33 @@ def stored(tmp_path: Path) -> Stored:
     found = Stored(store=FolderStore(tmp_path / "store"), first="")
     found.first = found.publish("first")
     return found
+
+
+@pytest.fixture(scope="session")
+def media_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parent") / "media"
+
+
+@pytest.fixture(scope="session")
+def shared_keeping_gateway(
+    folder: Path, media_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
+    sockets = tmp_path_factory.mktemp("sockets")
+    with running_gateway(folder, sockets, media_dir=media_dir) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def keeping(shared_keeping_gateway: RunningGateway, media_dir: Path) -> RunningGateway:
+    """One that keeps uploads where the test can see them; nothing is uploaded yet."""
+    for path in media_dir.iterdir():
+        shared_keeping_gateway.http.delete(f"/v1/media/{path.name}")
+    assert list(media_dir.iterdir()) == []
+    shared_keeping_gateway.engine.requests.clear()
+    return shared_keeping_gateway
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[Internet]:
+    async with internet() as world:
+        yield world

@@ -10,7 +10,8 @@ import pytest
 
 from molmo_core.errors import InvalidMedia
 from molmo_core.videos import VideoGeometry
-from molmo_server.media import MediaGate, measure_image, probe_in_child
+from molmo_server.media.gate import MediaGate
+from molmo_server.media.look import measure_image, probe_in_child
 from molmo_server.settings import MolmoSettings
 from tests.server.media import data_url, picture, video
 
@@ -75,7 +76,7 @@ def test_the_probe_ends_itself_when_it_needs_too_much_time() -> None:
     """Its limit does not depend on the service's being alive."""
     limits = '{"memory_bytes": 4000000000, "cpu_s": 1, "max_duration_s": 9, "max_side_px": 999}'
     code = (
-        "import sys, molmo_server.media_probe as p\n"
+        "import sys, molmo_server.media.probe as p\n"
         "def spin(*_):\n    while True: pass\n"
         "p.look_at = spin\np.main(sys.argv[1:])"
     )

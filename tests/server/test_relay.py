@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from molmo_core.errors import EngineFailed
 from molmo_server.engine_pool.fake import stream_events
 from molmo_server.grounding import AnswerReader
-from molmo_server.media import CheckedImage, CheckedMedia
+from molmo_server.media.gate import CheckedImage, CheckedMedia
 from molmo_server.relay import StreamRelay
 from tests.support.gateway import events_of
 

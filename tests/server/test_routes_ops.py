@@ -109,7 +109,8 @@ def test_the_documents_describe_every_route(gateway: RunningGateway) -> None:
     verbs = {"point", "count", "track", "caption", "query"}
     operating = {"models", "model", "health", "ready", "metrics"}
     admin = {"checkpoints", "activate", "rollback", "usage"}
-    assert operations == verbs | operating | admin | {"chat"}
+    media = {"upload", "media", "delete_media"}
+    assert operations == verbs | operating | admin | media | {"chat"}
     for name in references(document):
         assert name.removeprefix("#/components/schemas/") in schemas
     assert set(schemas["PointRequest"]["required"]) == {"object"}

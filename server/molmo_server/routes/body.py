@@ -1,4 +1,4 @@
-"""The body of a request: JSON with data URLs, or a form with files.
+"""The body of a request: JSON with URLs of media, a form with files, or one file alone.
 
 A form has files in `image` (repeatable) or `video`, and the other fields by their names. Other
 content types are refused, which also keeps foreign web pages out: a browser asks before it sends
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -33,19 +35,56 @@ async def read_body(
     request: Request, model: type[Model], settings: MolmoSettings, *, takes_forms: bool = True
 ) -> Model:
     """Raises InvalidRequest (also with status 408 and 415), UnknownField, InvalidMedia."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _content_type(request)
+    async with _in_time(settings):
+        if kind == "application/json" or kind.endswith("+json"):
+            return parse_json(await request.body(), model)
+        if takes_forms and kind == "multipart/form-data":
+            fields = await _read_form(request, settings)
+            return parse_fields(fields, model, is_strict=False)
+    allowed = "application/json" + (" or multipart/form-data" if takes_forms else "")
+    raise refusal(415, f"got the content-type {kind[:60]!r}; send {allowed}")
+
+
+async def read_file(request: Request, settings: MolmoSettings) -> bytes:
+    """The body as it is, or the file in a form's field `file`; its name is not looked at.
+
+    Raises InvalidRequest (also with status 408 and 415).
+    """
+    kind = _content_type(request)
+    async with _in_time(settings):
+        if kind.startswith(("image/", "video/")):
+            return await request.body()
+        if kind == "multipart/form-data":
+            # More than allowed, so that what is too much can be named.
+            async with request.form(max_files=2, max_fields=2) as form:
+                fields = form.multi_items()
+                if [name for name, _ in fields] == ["file"] and isinstance(
+                    file := fields[0][1], UploadFile
+                ):
+                    return await file.read()
+                got = ", ".join(repr(name[:60]) for name, _ in fields) or "none"
+                raise InvalidRequest(
+                    f"the form has the fields {got}; send one file, in a field named 'file'",
+                    param="file",
+                )
+    raise refusal(
+        415, f"got the content-type {kind[:60]!r}; send image/*, video/* or multipart/form-data"
+    )
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+@asynccontextmanager
+async def _in_time(settings: MolmoSettings) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(settings.body_timeout_s):
-            if kind == "application/json" or kind.endswith("+json"):
-                return parse_json(await request.body(), model)
-            if takes_forms and kind == "multipart/form-data":
-                fields = await _read_form(request, settings)
-                return parse_fields(fields, model, is_strict=False)
+            yield
     except TimeoutError as error:
         limit = f"{settings.body_timeout_s:g} s"
         raise refusal(408, f"the body was not complete after {limit}; send it faster") from error
-    allowed = "application/json" + (" or multipart/form-data" if takes_forms else "")
-    raise refusal(415, f"got the content-type {kind[:60]!r}; send {allowed}")
 
 
 async def _read_form(request: Request, settings: MolmoSettings) -> dict[str, Any]:

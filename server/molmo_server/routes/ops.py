@@ -70,6 +70,7 @@ def _gateway_metrics(gateway: Gateway) -> bytes:
     metrics = gateway.metrics
     metrics.running.set(gateway.admission.n_running)
     metrics.queued.set(gateway.admission.n_queued)
+    metrics.media_bytes.set(gateway.media.spool.n_bytes)
     metrics.checkpoint.clear()
     metrics.checkpoint.labels(gateway.checkpoint.id).set(1)
     for engine in gateway.engines.engines:

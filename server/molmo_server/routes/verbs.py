@@ -1,6 +1,6 @@
 """`POST /v1/point`, `/count`, `/track`, `/caption`, `/query`: typed answers to typed questions.
 
-Each takes JSON with data URLs, or a form with files (`body`).
+Each takes JSON with URLs of media, or a form with files (`body`).
 
 Knows: how a verb's request becomes a question. Does not know: what answers hold (`grounding`).
 """

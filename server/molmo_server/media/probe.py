@@ -1,4 +1,4 @@
-"""Looks at one video in a process of its own: `python -m molmo_server.media_probe LIMITS`.
+"""Looks at one video in a process of its own: `python -m molmo_server.media.probe LIMITS`.
 
 Reads the file from standard input and writes JSON: the fields of `VideoInfo`, or `{"error": …}`.
 Before anything is parsed it limits its own memory and processor time, so that a hostile file
@@ -34,12 +34,14 @@ class ProbeLimits:
     max_side_px: int
 
 
-def is_known_container(data: bytes) -> bool:
-    """Whether the file begins as mp4, mov, webm or mkv do.
+def container_type(data: bytes) -> str | None:
+    """The media type of a file that begins as mp4, mov, webm or mkv do; None for any other.
 
     Nothing else reaches a demuxer: some formats (playlists, concatenations) name other files.
     """
-    return data[4:8] in _MP4_BOXES or data[:4] == _EBML
+    if data[4:8] in _MP4_BOXES:
+        return "video/mp4"
+    return "video/webm" if data[:4] == _EBML else None
 
 
 def main(arguments: list[str]) -> None:

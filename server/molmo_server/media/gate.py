@@ -1,0 +1,200 @@
+"""From the URLs of a request to checked media; nothing unchecked reaches the engine.
+
+Taken are `data:` URLs, `media://media-…` for an uploaded file, and `http(s)` URLs where the
+settings allow them. Whatever the way, the engine is sent the bytes that were looked at.
+
+Knows: ways in, how many media a prompt may have. Does not know: formats (`look`), prompts.
+Source: threat table of the security specification.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from molmo_core import api
+from molmo_core.errors import InvalidMedia, TooManyMedia
+from molmo_core.videos import VideoGeometry, VideoInfo, sample_times
+from molmo_server.media.look import Kind, Look, Looks, check_length
+from molmo_server.media.probe import container_type
+from molmo_server.media.remote import RemoteMedia
+from molmo_server.media.spool import Spool, Stored
+from molmo_server.settings import MolmoSettings
+
+_MAX_SCHEME_CHARS = 20
+"""Of a URL that may be a whole video, no more is looked at here."""
+_SHAPE = "send `data:image/png;base64,…` (JPEG, PNG, WebP, GIF) or `data:video/mp4;base64,…`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedImage:
+    url: str
+    """Data URL of the bytes that were checked."""
+    size_hw: tuple[int, int]
+    """As displayed: after EXIF rotation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedVideo:
+    url: str
+    info: VideoInfo
+    frame_times_s: tuple[float, ...] = ()
+    """Of the frames that the model sees, see `CheckedMedia.sampled`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedMedia:
+    """Media of one prompt, in order: images, or one video, or nothing."""
+
+    images: tuple[CheckedImage, ...] = ()
+    video: CheckedVideo | None = None
+
+    def sampled(self, geometry: VideoGeometry) -> CheckedMedia:
+        """The same, with the times of the frames that a checkpoint of this geometry looks at."""
+        if self.video is None:
+            return self
+        info = self.video.info
+        times = sample_times(info.duration_s, geometry, source_fps=info.fps)
+        return CheckedMedia(video=replace(self.video, frame_times_s=tuple(times)))
+
+    def described(self) -> list[api.Media]:
+        if self.video is not None:
+            info = self.video.info
+            return [
+                api.Media(
+                    index=0,
+                    type="video",
+                    width=info.width_px,
+                    height=info.height_px,
+                    fps=info.fps,
+                    duration=info.duration_s,
+                )
+            ]
+        return [
+            api.Media(index=k, type="image", width=image.size_hw[1], height=image.size_hw[0])
+            for k, image in enumerate(self.images)
+        ]
+
+    def parts(self) -> list[dict[str, object]]:
+        """Content parts of a chat message."""
+        parts: list[dict[str, object]] = [
+            {"type": "image_url", "image_url": {"url": image.url}} for image in self.images
+        ]
+        if self.video is not None:
+            parts.append({"type": "video_url", "video_url": {"url": self.video.url}})
+        return parts
+
+
+class MediaGate:
+    """Checks media, at most `max_probes` at a time."""
+
+    def __init__(
+        self,
+        settings: MolmoSettings,
+        *,
+        spool: Spool | None = None,
+        remote: RemoteMedia | None = None,
+        on_known: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`on_known` is called for each file that had its look before. Start the spool first."""
+        self.spool = spool or Spool(settings)
+        self._settings = settings
+        self._remote = remote or RemoteMedia(settings)
+        self._looks = Looks(settings, on_known)
+        self._turns = asyncio.Semaphore(settings.max_probes)
+
+    async def check(self, images: Sequence[str], videos: Sequence[str]) -> CheckedMedia:
+        """Check the media of one prompt by their URLs.
+
+        Raises TooManyMedia, InvalidMedia, MediaNotFound.
+        """
+        limit = self._settings.max_images
+        if len(images) > limit:
+            raise TooManyMedia(
+                f"got {len(images)} images, allowed are {limit} in a request; send fewer"
+            )
+        if len(videos) > 1 or (videos and images):
+            raise TooManyMedia(
+                f"got {len(images)} images and {len(videos)} videos; "
+                f"send up to {limit} images, or one video alone"
+            )
+        checked = []
+        for k, url in enumerate(images):
+            data_url, look = await self._check(url, f"image {k + 1}", "image")
+            checked.append(CheckedImage(url=data_url, size_hw=look.size_hw))
+        for url in videos:
+            data_url, look = await self._check(url, "the video", "video")
+            assert look.video is not None
+            return CheckedMedia(video=CheckedVideo(url=data_url, info=look.video))
+        return CheckedMedia(images=tuple(checked))
+
+    async def keep(self, data: bytes) -> api.UploadedMedia:
+        """Check a file and store it under its content's id; raises InvalidMedia."""
+        kind: Kind = "video" if container_type(data) else "image"
+        check_length(len(data), "the file", self._limit_bytes(kind))
+        async with self._turns:
+            look = await self._looks.look(data, "the file", kind)
+        return _uploaded(await self.spool.put(look.sha256, data), look)
+
+    async def facts(self, media_id: str) -> api.UploadedMedia:
+        """What an uploaded file is, from a look at it; raises MediaNotFound."""
+        data = await self.spool.read(media_id)
+        async with self._turns:
+            look = await self._looks.look(
+                data, "the file", "video" if container_type(data) else "image"
+            )
+        return _uploaded(self.spool.find(media_id), look)
+
+    async def _check(self, url: str, what: str, kind: Kind) -> tuple[str, Look]:
+        """(data URL of what was looked at, what it is)."""
+        limit_bytes = self._limit_bytes(kind)
+        scheme = url[:_MAX_SCHEME_CHARS].partition(":")[0].lower()
+        encoded, data = "", b""
+        if scheme == "media":
+            data = await self.spool.read(url.partition("://")[2])
+        elif scheme != "data":  # fetched before it is this one's turn: it may take long
+            data = await self._remote.fetch(url, what, limit_bytes)
+        async with self._turns:
+            if scheme == "data":
+                encoded, data = await asyncio.to_thread(_opened, url, what, kind, limit_bytes)
+            look = await self._looks.look(data, what, kind)
+        return await asyncio.to_thread(_data_url, look.mime, encoded, data), look
+
+    def _limit_bytes(self, kind: Kind) -> int:
+        settings = self._settings
+        return settings.max_image_bytes if kind == "image" else settings.max_video_bytes
+
+
+def _uploaded(stored: Stored, look: Look) -> api.UploadedMedia:
+    height, width = look.size_hw
+    return api.UploadedMedia(
+        id=stored.id,
+        type="image" if look.video is None else "video",
+        bytes=stored.n_bytes,
+        width=width,
+        height=height,
+        duration=look.video.duration_s if look.video else None,
+        fps=look.video.fps if look.video else None,
+        created_at=int(stored.created_at_s),
+        expires_at=int(stored.expires_at_s),
+    )
+
+
+def _data_url(mime: str, encoded: str, data: bytes) -> str:
+    return f"data:{mime};base64,{encoded or base64.b64encode(data).decode()}"
+
+
+def _opened(url: str, what: str, kind: Kind, limit_bytes: int) -> tuple[str, bytes]:
+    """(base64 text, bytes) of a data URL; refuses by length before decoding."""
+    header, comma, encoded = url.partition(":")[2].partition(",")
+    mime, *parameters = header.lower().split(";")
+    if not comma or not mime.startswith(f"{kind}/") or "base64" not in parameters:
+        raise InvalidMedia(f"{what} begins with 'data:{header[:40]}'; {_SHAPE}")
+    check_length(len(encoded) * 3 // 4 - 2, what, limit_bytes)
+    try:
+        return encoded, base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidMedia(f"{what} is not valid base64 ({error}); {_SHAPE}") from error
