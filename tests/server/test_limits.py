@@ -13,7 +13,7 @@ from molmo_core.prompts import Turn
 from molmo_core.tokens import IM_PATCH
 from molmo_core.videos import video_text
 from molmo_server.checkpoints.folder import read_checkpoint
-from molmo_server.media import MediaGate
+from molmo_server.media.gate import MediaGate
 from molmo_server.prompt import measure
 from molmo_server.settings import MolmoSettings
 from molmo_server.tenancy.callers import Allowance, Caller

@@ -202,7 +202,8 @@ class ObjectStore:
                 self._files.put_file(str(staged / entry.name), path)
             self._check_sizes(manifest)
             self._write(manifest.model_dump_json(indent=2).encode(), *base, MANIFEST)
-            self._files.rm_file(self._path(*base, _UPLOADING))
+            with suppress(FileNotFoundError):  # another publisher of the same was quicker
+                self._files.rm_file(self._path(*base, _UPLOADING))
         self.set_current(manifest.id)
         return manifest
 
@@ -227,9 +228,10 @@ class ObjectStore:
             # First the manifest, so that nobody begins to read what is going; the mark has the
             # rest removed later if this is broken off.
             self._write(b"0", _CHECKPOINTS, checkpoint_id, _UPLOADING)
-            self._files.rm_file(self._path(_CHECKPOINTS, checkpoint_id, MANIFEST))
-            self._files.rm(self._path(_CHECKPOINTS, checkpoint_id), recursive=True)
-            removed.append(checkpoint_id)
+            with suppress(FileNotFoundError):  # another publisher retires as well
+                self._files.rm_file(self._path(_CHECKPOINTS, checkpoint_id, MANIFEST))
+                self._files.rm(self._path(_CHECKPOINTS, checkpoint_id), recursive=True)
+                removed.append(checkpoint_id)
         self._sweep()
         return removed
 
