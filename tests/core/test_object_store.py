@@ -202,7 +202,9 @@ def test_uploads_that_were_broken_off_are_removed_a_day_later(
     assert store.ids() == [published.id]
 
 
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
 def test_publishers_at_once_all_succeed(store: ObjectStore) -> None:
+    """Where an object appears as a whole; files are for `FolderStore`."""
     done: list[str] = []
     publishers = [
         threading.Thread(target=lambda text=text: done.append(publish(store, text).id))
