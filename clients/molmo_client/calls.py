@@ -28,6 +28,8 @@ class Generation(TypedDict, total=False):
     max_tokens: int | None
     temperature: float
     seed: int | None
+    constrained: bool | None
+    """Of point, count and track."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -76,15 +76,20 @@ class MediaFields(GenerationOptions):
         return [self.image_url] if self.image_url is not None else list(self.images or [])
 
 
-class PointRequest(MediaFields):
+class Constrainable(StrictRequest):
+    constrained: bool | None = None
+    """Whether the answer is decoded under the verb's grammar; None: as the server is set."""
+
+
+class PointRequest(MediaFields, Constrainable):
     object: Annotated[str, Field(min_length=1, description="what to point at: `the red circle`")]
 
 
-class CountRequest(MediaFields):
+class CountRequest(MediaFields, Constrainable):
     object: Annotated[str, Field(min_length=1, description="what to count: `stars`")]
 
 
-class TrackRequest(GenerationOptions):
+class TrackRequest(GenerationOptions, Constrainable):
     video_url: DataUrl
     object: Annotated[str, Field(min_length=1, description="what to follow: `the blue square`")]
 

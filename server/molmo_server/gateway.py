@@ -18,6 +18,7 @@ from molmo_core import api
 from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, NotFound
 from molmo_core.prompts import Turn
 from molmo_server.admission import Admission
+from molmo_server.answer_grammar import AnswerForm, answer_grammar
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Trial
@@ -42,6 +43,8 @@ class Question:
     max_tokens: int | None = None
     options: dict[str, Any]
     """Passed on to the engine as they are."""
+    form: AnswerForm | None = None
+    """The answer is decoded under the grammar of this form."""
     caller: Caller = field(default_factory=Caller)
 
 
@@ -191,13 +194,17 @@ class Asked:
             default=settings.default_max_tokens,
             limit=settings.max_tokens_limit,
         )
+        options = self.question.options
+        if self.question.form is not None:
+            grammar = answer_grammar(self.question.form, self.prompt, budget)
+            options = {**options, "structured_outputs": {"grammar": grammar}}
         self.question.caller.pay(self.prompt.n_visual_tokens)
         return orjson.dumps(
             {
                 "model": settings.served_name,
                 "messages": self.prompt.messages(),
                 "max_tokens": budget,
-                **self.question.options,
+                **options,
             }
         )
 

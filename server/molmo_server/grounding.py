@@ -12,6 +12,7 @@ from typing import Any
 from molmo_core import api
 from molmo_core.points import GroundingParser
 from molmo_core.prompts import Verb
+from molmo_server.answer_grammar import AnswerForm
 from molmo_server.media.gate import CheckedMedia
 
 
@@ -118,6 +119,8 @@ class VerbSpec:
     text_field: str | None
     """Field of the request that the prompt is made of."""
     summary: str
+    form: AnswerForm | None = None
+    """Under whose grammar the answer may be decoded."""
 
 
 VERBS: dict[Verb, VerbSpec] = {
@@ -127,6 +130,7 @@ VERBS: dict[Verb, VerbSpec] = {
         read=_point,
         text_field="object",
         summary="Point at every object of a kind, in images or a video",
+        form="point",
     ),
     "count": VerbSpec(
         request=api.CountRequest,
@@ -134,6 +138,7 @@ VERBS: dict[Verb, VerbSpec] = {
         read=_count,
         text_field="object",
         summary="Count objects of a kind, with a point on each",
+        form="count",
     ),
     "track": VerbSpec(
         request=api.TrackRequest,
@@ -141,6 +146,7 @@ VERBS: dict[Verb, VerbSpec] = {
         read=_track,
         text_field="object",
         summary="Follow objects through a video",
+        form="track",
     ),
     "caption": VerbSpec(
         request=api.CaptionRequest,

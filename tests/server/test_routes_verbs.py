@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from molmo_core import api
+from molmo_core.points.grammar import points_grammar, tracks_grammar
 from tests.server.media import data_url, picture, video
 from tests.support.gateway import RunningGateway
 
@@ -230,3 +231,30 @@ def test_answers_are_those_of_the_api_types(gateway: RunningGateway) -> None:
         answer = model.model_validate_json(content)
         assert answer.media[0].width == 64
         assert answer.model_dump_json().encode() == content
+
+
+def grammar_sent(gateway: RunningGateway, path: str, **body: object) -> str | None:
+    """What the engine was told to decode under."""
+    assert gateway.http.post(path, json={"object": "stars", **body}).status_code == 200
+    grammar: str | None = gateway.engine.requests[-1].get("structured_outputs", {}).get("grammar")
+    return grammar
+
+
+def test_an_answer_is_decoded_under_its_verbs_grammar_when_that_is_asked_for(
+    gateway: RunningGateway,
+) -> None:
+    assert grammar_sent(gateway, "/v1/point", images=[PNG]) is None
+    point = grammar_sent(gateway, "/v1/point", images=[PNG, PNG], constrained=True, max_tokens=99)
+    assert point == points_grammar(n_media=2, max_points=32)
+    count = grammar_sent(gateway, "/v1/count", images=[PNG], constrained=True, max_tokens=999)
+    assert count == points_grammar(n_media=1, max_points=64, is_counted=True)
+    gateway.engine.script["stars"] = TRACKS
+    track = grammar_sent(gateway, "/v1/track", video_url=MP4, constrained=True)
+    frames = gateway.http.post("/v1/track", json={"object": "x", "video_url": MP4}).json()["frames"]
+    assert track == tracks_grammar([frame["time"] for frame in frames])
+
+
+def test_only_answers_that_point_have_a_grammar(gateway: RunningGateway) -> None:
+    response = gateway.http.post("/v1/caption", json={"images": [PNG], "constrained": True})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "unknown_field"

@@ -2,7 +2,8 @@
 
 A grammar allows exactly the answers that `render` writes and nothing that the parser would warn
 of: coordinates 000 to 1000, images and moments in order and only those that there are, ids that
-count on from 1, and a count that agrees. Text is in the notation of xgrammar (GBNF).
+count on from 1, and a count that agrees. A label has no `<` and `>`, and ends with its line. Text
+is in the notation of xgrammar (GBNF).
 
 Knows: forms of answers. Does not know: engines, tokens, prompts.
 """

@@ -32,7 +32,13 @@ def verbs_router(gateway: Gateway) -> APIRouter:
 def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) -> None:
     async def endpoint(request: Request) -> Response:
         asked = await read_body(request, spec.request, gateway.settings)
-        question = _question(verb, spec, asked, caller_of(request.scope))
+        question = _question(
+            verb,
+            spec,
+            asked,
+            caller=caller_of(request.scope),
+            is_constrained=gateway.settings.constrains_verbs,
+        )
 
         async def work(scope: Scope, send: Send) -> None:
             await _answer(gateway, question, spec, scope, send)
@@ -70,7 +76,16 @@ def _documented_body(spec: VerbSpec) -> dict[str, Any]:
     }
 
 
-def _question(verb: Verb, spec: VerbSpec, asked: api.GenerationOptions, caller: Caller) -> Question:
+def _question(
+    verb: Verb,
+    spec: VerbSpec,
+    asked: api.GenerationOptions,
+    *,
+    caller: Caller,
+    is_constrained: bool,
+) -> Question:
+    """`is_constrained`: unless the request says otherwise."""
+    wish: bool | None = getattr(asked, "constrained", None)
     image_urls: list[str] = asked.image_urls  # type: ignore[attr-defined]
     video_url: str | None = asked.video_url  # type: ignore[attr-defined]
     text = getattr(asked, spec.text_field) if spec.text_field else ""
@@ -82,6 +97,7 @@ def _question(verb: Verb, spec: VerbSpec, asked: api.GenerationOptions, caller: 
         video_urls=() if video_url is None else (video_url,),
         model=asked.model,
         max_tokens=asked.max_tokens,
+        form=spec.form if (is_constrained if wish is None else wish) else None,
         options=options | ({} if asked.seed is None else {"seed": asked.seed}),
         caller=caller,
     )
