@@ -7,15 +7,19 @@
         PromptTooLong           400
         TooManyMedia            400
         InvalidMedia            400   not an image/video, truncated, empty, too large a canvas
-      Unauthorised              401
+      Unauthorised              401   no key, or one that is not good here
+        Forbidden               403   a good key, for something else
       NotFound                  404   unknown model or checkpoint
+        MediaNotFound           404   no uploaded file of that id, or its time is over
       PayloadTooLarge           413
+      RateLimited               429   more than the caller's key allows; carries Retry-After
       EngineRefused             4xx   the engine answered the request with a client error
       EngineFailed              502   the engine broke on this request
       EngineUnavailable         503   starting, restarting or draining; carries Retry-After
       Busy                      503   the queue is full; carries Retry-After
       DeadlineExceeded          504
       CheckpointError           500   a checkpoint folder cannot be used
+      KeyStoreError             500   the file of API keys cannot be used, or a key not be made
       UnsupportedEngine         500   the installed vLLM is not the one that was tested
 
 A message says what was got, what is allowed and what to do. Knows: HTTP statuses and OpenAI's
@@ -89,16 +93,32 @@ class Unauthorised(MolmoError):
     type = "authentication_error"
 
 
+class Forbidden(Unauthorised):
+    status = 403
+    code = "forbidden"
+    type = "permission_error"
+
+
 class NotFound(MolmoError):
     status = 404
     code = "not_found"
     type = "invalid_request_error"
 
 
+class MediaNotFound(NotFound):
+    code = "media_not_found"
+
+
 class PayloadTooLarge(MolmoError):
     status = 413
     code = "payload_too_large"
     type = "invalid_request_error"
+
+
+class RateLimited(MolmoError):
+    status = 429
+    code = "rate_limit_exceeded"
+    type = "rate_limit_error"
 
 
 class EngineRefused(MolmoError):
@@ -131,6 +151,10 @@ class DeadlineExceeded(MolmoError):
 
 class CheckpointError(MolmoError):
     code = "checkpoint_error"
+
+
+class KeyStoreError(MolmoError):
+    code = "key_store_error"
 
 
 class UnsupportedEngine(MolmoError):
