@@ -15,8 +15,9 @@ AnswerForm = Literal["point", "count", "track"]
 _TOKENS_OF_POINT = 8
 """At least: an id and six digits, with what parts them."""
 _LEAST_POINTS, _MOST_POINTS = 32, 512
-_MOST_RULES = 8192
-"""Pairs of a moment and an id; beyond, fewer points are allowed in an answer about a video."""
+_MOST_PAIRS = 2048
+"""Of a group and an id: beyond, the order of a video's moments is left to the model. With a
+vocabulary of 151 000 tokens 3072 pairs took 0.4 s to compile, 8192 pairs 6 s, any order 0.04 s."""
 
 
 def answer_grammar(form: AnswerForm, prompt: Prompt, budget: int) -> str:
@@ -29,12 +30,12 @@ def answer_grammar(form: AnswerForm, prompt: Prompt, budget: int) -> str:
         return tracks_grammar(video.frame_times_s if video else (0.0,))
     times_s = video.frame_times_s if video else ()
     n_groups = len(frame_texts(times_s)) if times_s else max(len(prompt.media.images), 1)
-    most = min(
-        max(budget // _TOKENS_OF_POINT, _LEAST_POINTS), _MOST_POINTS, _MOST_RULES // n_groups
-    )
+    most = min(max(budget // _TOKENS_OF_POINT, _LEAST_POINTS), _MOST_POINTS)
+    max_points = 1 << (most.bit_length() - 1)
     return points_grammar(
         n_media=n_groups,
         times_s=times_s,
-        max_points=1 << (max(most, 1).bit_length() - 1),
+        max_points=max_points,
+        is_ordered=n_groups * max_points <= _MOST_PAIRS,
         is_counted=form == "count",
     )

@@ -14,9 +14,9 @@ from molmo_core.points.parser import parse_grounding
 
 TIMES_S = (0.0, 0.5, 1.0, 1.5, 1.6)
 _XY = st.tuples(st.floats(0, 1), st.floats(0, 1))
-_LABEL = st.text(st.characters(codec="ascii", exclude_characters="\n\r\x00<>"), min_size=1).filter(
-    lambda text: text.strip() == text
-)
+_LABEL = st.text(
+    st.characters(min_codepoint=32, max_codepoint=126, exclude_characters="<>"), min_size=1
+).filter(lambda text: text.strip() == text)
 
 
 def compiled(text: str) -> xgrammar.Grammar:
@@ -31,6 +31,7 @@ def allows(grammar: xgrammar.Grammar, text: str) -> bool:
 POINTS = compiled(points_grammar(n_media=3, max_points=12))
 COUNTED = compiled(points_grammar(n_media=3, max_points=12, is_counted=True))
 MOMENTS = compiled(points_grammar(times_s=TIMES_S, max_points=12))
+LONG = compiled(points_grammar(times_s=TIMES_S, max_points=12, is_ordered=False))
 TRACKS = compiled(tracks_grammar(TIMES_S, max_objects=4))
 
 
@@ -47,7 +48,9 @@ def test_every_rendered_answer_about_images_is_allowed(
     timed = [
         PointGroup(points=g.points, time_s=t) for g, t in zip(groups, TIMES_S[1:], strict=False)
     ]
-    assert allows(MOMENTS, render_answer(None, tag=render_points(timed, label), n_points=n_points))
+    answer = render_answer(None, tag=render_points(timed, label), n_points=n_points)
+    assert allows(MOMENTS, answer)
+    assert allows(LONG, answer)
 
 
 @settings(max_examples=150, deadline=None)
@@ -129,3 +132,11 @@ def test_what_makes_no_grammar() -> None:
         points_grammar(max_points=0)
     with pytest.raises(ValueError, match="got 0 moments"):
         tracks_grammar(())
+
+
+def test_of_long_videos_only_the_order_of_moments_is_left_open() -> None:
+    back = '<points coords="0.5 1 100 100;0.0 2 100 100">x</points>'
+    assert allows(LONG, back)
+    assert not allows(MOMENTS, back)
+    for wrong in ("0.5 2 100 100", "0.2 1 100 100", "0.5 1 100 100;1.0 1 100 100"):
+        assert not allows(LONG, f'<points coords="{wrong}">x</points>')

@@ -20,12 +20,17 @@ MAX_OBJECTS = 64
 _SHARED = (
     'coord ::= [0-9] [0-9] [0-9] | "1000"',
     'xy ::= " " coord " " coord',
-    r"label ::= [^<>\n]+",
+    r"label ::= [^<>\x00-\x1f]+",
 )
 
 
 def points_grammar(
-    *, n_media: int = 1, times_s: Sequence[float] = (), max_points: int, is_counted: bool = False
+    *,
+    n_media: int = 1,
+    times_s: Sequence[float] = (),
+    max_points: int,
+    is_counted: bool = False,
+    is_ordered: bool = True,
 ) -> str:
     """Answers with one `<points>` tag, or that there are none.
 
@@ -33,7 +38,8 @@ def points_grammar(
     `is_counted`: the sentence around the tag tells how many. Raises ValueError without a group or
     a point.
 
-    Every pair of group and id has a rule, up to `max_points` times the number of groups.
+    Order costs a rule for every pair of group and id; without `is_ordered` groups may come in any
+    order, and again.
     """
     groups = frame_texts(times_s) if times_s else [str(k + 1) for k in range(n_media)]
     if not groups or max_points < 1:
@@ -41,14 +47,29 @@ def points_grammar(
             f"got {len(groups)} images or moments and max_points {max_points}; at least 1 of each"
         )
     lead = "Counting the " if is_counted else ""
+    first = "open_0_1" if is_ordered else "open_1"
     rules = [
-        f'root ::= "{NONE_TEXT}" | "{lead}<points coords=\\"" open_0_1',
-        *_openings(groups, max_points),
-        *_continuations(groups, max_points),
+        f'root ::= "{NONE_TEXT}" | "{lead}<points coords=\\"" {first}',
+        *(_in_order(groups, max_points) if is_ordered else _in_any_order(groups, max_points)),
         *(_closing(n, is_counted=is_counted) for n in range(1, max_points + 1)),
         *_SHARED,
     ]
     return "\n".join(rules) + "\n"
+
+
+def _in_order(groups: Sequence[str], max_points: int) -> Iterator[str]:
+    yield from _openings(groups, max_points)
+    yield from _continuations(groups, max_points)
+
+
+def _in_any_order(groups: Sequence[str], max_points: int) -> Iterator[str]:
+    yield "group ::= " + " | ".join(f'"{name}"' for name in groups)
+    for k in range(1, max_points + 1):
+        yield f'open_{k} ::= group " {k}" xy more_{k}'
+        choices = [f"close_{k}"]
+        if k < max_points:
+            choices += [f'" {k + 1}" xy more_{k + 1}', f'";" open_{k + 1}']
+        yield f"more_{k} ::= {' | '.join(choices)}"
 
 
 def _openings(groups: Sequence[str], max_points: int) -> Iterator[str]:
