@@ -5,9 +5,9 @@ app           create_app(settings, engines): all wiring on one screen
 settings      every setting, and the only reader of the environment
 routes        HTTP: chat, the verbs, models and health
 gateway       the steps from a question to the engine's answer
-chat_request, prompt   what was sent, checked
+openai_api, prompt     what was sent, checked
 media         pictures and videos, from wherever: uploads, remote files, checks
-grounding, relay   what the model wrote, read: whole answers, streams
+answers       what the model wrote, read: whole answers, streams, verbs
 admission, errors, telemetry   turns and deadlines, error envelopes, logs and metrics
 tenancy       API keys: who may ask, how much, what was used
 checkpoints   which checkpoint is served, and how another one comes to be

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from molmo_core import __version__
 from molmo_server.admission import Admission
-from molmo_server.chat_request import ChatRequest
+from molmo_server.answers.verbs import VERBS
 from molmo_server.checkpoints.configured import first_checkpoint, open_local, rollout_plan
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.following import StoreFollower
@@ -24,8 +24,8 @@ from molmo_server.engine_pool import EnginePool
 from molmo_server.engines import OwnEngines
 from molmo_server.errors import install_error_handlers
 from molmo_server.gateway import Gateway
-from molmo_server.grounding import VERBS
 from molmo_server.media.gate import MediaGate
+from molmo_server.openai_api.chat_request import ChatRequest
 from molmo_server.routes.admin import admin_router, usage_router
 from molmo_server.routes.chat import chat_router
 from molmo_server.routes.media import media_router

@@ -18,7 +18,7 @@ from molmo_core import api
 from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, NotFound
 from molmo_core.prompts import Turn
 from molmo_server.admission import Admission
-from molmo_server.answer_grammar import AnswerForm, answer_grammar
+from molmo_server.answers.grammar import AnswerForm, answer_grammar
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Trial

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from molmo_core.errors import EngineFailed
+from molmo_server.answers.reading import AnswerReader
+from molmo_server.answers.relay import StreamRelay
 from molmo_server.engine_pool.fake import stream_events
-from molmo_server.grounding import AnswerReader
 from molmo_server.media.gate import CheckedImage, CheckedMedia
-from molmo_server.relay import StreamRelay
 from tests.support.gateway import events_of
 
 MEDIA = CheckedMedia(images=(CheckedImage(url="data:", size_hw=(100, 200)),))

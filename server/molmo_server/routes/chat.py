@@ -14,12 +14,12 @@ from starlette.types import Scope, Send
 from molmo_core import api
 from molmo_core.errors import MolmoError
 from molmo_server.admission import WhileConnected
-from molmo_server.chat_request import ChatRequest, check_limits
+from molmo_server.answers.reading import AnswerReader, read_answer
+from molmo_server.answers.relay import StreamRelay, error_events
 from molmo_server.engine_pool import EngineReply
 from molmo_server.gateway import Gateway, Question
-from molmo_server.grounding import AnswerReader, read_answer
+from molmo_server.openai_api.chat_request import ChatRequest, check_limits
 from molmo_server.prompt import Prompt
-from molmo_server.relay import StreamRelay, error_events
 from molmo_server.routes.body import read_body
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of

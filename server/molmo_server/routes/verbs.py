@@ -15,8 +15,8 @@ from starlette.types import Scope, Send
 from molmo_core import api
 from molmo_core.prompts import Turn, Verb, verb_prompt
 from molmo_server.admission import WhileConnected
+from molmo_server.answers.verbs import VERBS, VerbSpec, written
 from molmo_server.gateway import Gateway, Question
-from molmo_server.grounding import VERBS, VerbSpec, written
 from molmo_server.routes.body import read_body
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import Caller, caller_of

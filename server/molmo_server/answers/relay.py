@@ -17,8 +17,8 @@ from typing import Literal
 import orjson
 
 from molmo_core.errors import EngineFailed, MolmoError
+from molmo_server.answers.reading import AnswerReader
 from molmo_server.errors import error_body
-from molmo_server.grounding import AnswerReader
 
 _PREFIX = b"data: "
 _END = b"\n\n"

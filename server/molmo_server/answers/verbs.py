@@ -1,6 +1,6 @@
-"""From what the model wrote to grounding and the answers of the verbs.
+"""The table of verbs: what each is asked with, and which answer it gives.
 
-Knows: which answer a verb gives. Does not know: HTTP, how the text was generated.
+Knows: requests and answers of verbs. Does not know: HTTP, how the text was generated.
 """
 
 from __future__ import annotations
@@ -10,45 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from molmo_core import api
-from molmo_core.points import GroundingParser
 from molmo_core.prompts import Verb
-from molmo_server.answer_grammar import AnswerForm
+from molmo_server.answers.grammar import AnswerForm
+from molmo_server.answers.reading import read_answer
 from molmo_server.media.gate import CheckedMedia
-
-
-class AnswerReader:
-    """Reads one answer while it is written; `close` gives its grounding, also to `on_close`."""
-
-    def __init__(
-        self, media: CheckedMedia, on_close: Callable[[api.Grounding], None] | None = None
-    ) -> None:
-        self._media = media
-        self._on_close = on_close
-        is_video = media.video is not None
-        self._parser = GroundingParser(
-            media="video" if is_video else "image", n_media=1 if is_video else len(media.images)
-        )
-
-    def feed(self, text: str) -> None:
-        self._parser.feed(text)
-
-    def close(self) -> api.Grounding:
-        video = self._media.video
-        grounding = api.Grounding.from_grounding(
-            self._parser.close(),
-            media=self._media.described(),
-            video=video.info if video else None,
-            frame_times_s=video.frame_times_s if video else (),
-        )
-        if self._on_close is not None:
-            self._on_close(grounding)
-        return grounding
-
-
-def read_answer(text: str, media: CheckedMedia) -> api.Grounding:
-    reader = AnswerReader(media)
-    reader.feed(text)
-    return reader.close()
 
 
 @dataclass(frozen=True, kw_only=True)
