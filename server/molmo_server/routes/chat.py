@@ -142,6 +142,7 @@ async def _pass_on(reply: EngineReply, relay: StreamRelay, send: Send) -> None:
         if passed := relay.feed(chunk):
             await send({"type": "http.response.body", "body": passed, "more_body": True})
         if relay.has_ended:
+            await reply.end()
             break
     relay.check_end()
 
