@@ -8,24 +8,20 @@ round. The first round is not counted.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 import psutil
 
+from tests.bench.processes import MOLMO, Row, free_port, running, wait_for
 from tests.bench.upstream import N_CHUNKS
-
-Row = tuple[str, float, str]
 
 _N_ROUNDS, _N_STREAMS, _N_AT_ONCE = 6, 48, 4
 _BODY_BYTES = 4096
@@ -60,58 +56,26 @@ def rows() -> Iterator[Row]:
 
 
 def _ways(stack: ExitStack) -> list[_Way]:
-    upstream, gateway, router, router_metrics = (_free_port() for _ in range(4))
+    upstream, gateway, router, router_metrics = (free_port() for _ in range(4))
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     engine = f"http://127.0.0.1:{upstream}"
-    stack.enter_context(_running([sys.executable, "-m", "tests.bench.upstream", str(upstream)]))
-    _wait_for(f"127.0.0.1:{upstream}")
-    molmo = Path(sys.executable).with_name("molmo")
+    stack.enter_context(running([sys.executable, "-m", "tests.bench.upstream", str(upstream)]))
+    wait_for(upstream)
     ours = stack.enter_context(
-        _running([str(molmo), "serve", "--port", str(gateway), "--engine-url", engine])
+        running([str(MOLMO), "serve", "--port", str(gateway), "--engine-url", engine])
     )
     options = ["--worker-urls", engine, "--policy", "round_robin", "--log-dir", str(folder)]
     options += ["--port", str(router), "--prometheus-port", str(router_metrics)]
     theirs = stack.enter_context(
-        _running([str(molmo.with_name("vllm-router")), "--host", "127.0.0.1", *options])
+        running([str(MOLMO.with_name("vllm-router")), "--host", "127.0.0.1", *options])
     )
     for port in (gateway, router):
-        _wait_for(f"127.0.0.1:{port}")
+        wait_for(port)
     return [
         _Way(name="direct", url=engine),
         _Way(name="gateway", url=f"http://127.0.0.1:{gateway}", process=ours),
         _Way(name="vllm-router", url=f"http://127.0.0.1:{router}", process=theirs),
     ]
-
-
-@contextmanager
-def _running(argv: list[str]) -> Iterator[psutil.Process]:
-    quiet = subprocess.DEVNULL
-    environment = {**os.environ, "MOLMO_LOG_LEVEL": "warning"}
-    with subprocess.Popen(argv, stdout=quiet, stderr=quiet, env=environment) as process:
-        try:
-            yield psutil.Process(process.pid)
-        finally:
-            process.terminate()
-
-
-def _wait_for(address: str) -> None:
-    host, port = address.split(":")
-    end = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-            return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def _measure(ways: list[_Way]) -> None:
