@@ -8,6 +8,8 @@ round. The first round is not counted.
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -15,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 import aiohttp
@@ -61,9 +64,8 @@ def _ways(stack: ExitStack) -> list[_Way]:
     engine = f"http://127.0.0.1:{upstream}"
     stack.enter_context(running([sys.executable, "-m", "tests.bench.upstream", str(upstream)]))
     wait_for(upstream)
-    ours = stack.enter_context(
-        running([str(MOLMO), "serve", "--port", str(gateway), "--engine-url", engine])
-    )
+    serve = [str(MOLMO), "serve", "--port", str(gateway), "--engine-url", engine]
+    ours = stack.enter_context(running([*serve, "--checkpoint", str(_long_context(folder))]))
     options = ["--worker-urls", engine, "--policy", "round_robin", "--log-dir", str(folder)]
     options += ["--port", str(router), "--prometheus-port", str(router_metrics)]
     theirs = stack.enter_context(
@@ -76,6 +78,17 @@ def _ways(stack: ExitStack) -> list[_Way]:
         _Way(name="gateway", url=f"http://127.0.0.1:{gateway}", process=ours),
         _Way(name="vllm-router", url=f"http://127.0.0.1:{router}", process=theirs),
     ]
+
+
+def _long_context(folder: Path) -> Path:
+    """molmo2-tiny with the context of the released models."""
+    packaged = Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
+    copy = folder / "long-context"
+    shutil.copytree(packaged, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 36_864
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
 
 
 async def _measure(ways: list[_Way]) -> None:
@@ -121,10 +134,10 @@ async def _first_event_ms(session: aiohttp.ClientSession, way: _Way) -> float:
     began = time.perf_counter()
     async with session.post(f"{way.url}/v1/chat/completions", json=body) as response:
         response.raise_for_status()
-        await response.content.readany()
+        events = await response.content.readany()
         took_s = time.perf_counter() - began
-        rest = await response.content.read()
-    if b"[DONE]" not in rest:
+        events += await response.content.read()
+    if b"[DONE]" not in events:
         raise RuntimeError(f"{way.name} did not end its stream")
     return took_s * 1e3
 

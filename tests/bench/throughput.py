@@ -125,9 +125,9 @@ async def _first_event_ms(session: aiohttp.ClientSession, body: dict[str, Any]) 
     began = time.perf_counter()
     async with session.post("/v1/chat/completions", json=body) as response:
         response.raise_for_status()
-        await response.content.readany()
+        events = await response.content.readany()
         took_s = time.perf_counter() - began
-        rest = await response.content.read()
-    if b"[DONE]" not in rest:
+        events += await response.content.read()
+    if b"[DONE]" not in events:
         raise RuntimeError("a stream did not end as it should")
     return took_s * 1e3

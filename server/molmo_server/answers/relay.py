@@ -26,6 +26,7 @@ from molmo_server.errors import error_body
 _PREFIX = b"data: "
 _END = b"\n\n"
 _LAST = _PREFIX + b"[DONE]"
+_NOT_PLAIN = re.compile(rb'["\\\n]')
 _TEXT = re.compile(rb'("delta":\{"content":")((?:[^"\\]|\\.)*)"\}')
 
 
@@ -74,6 +75,8 @@ class StreamRelay:
         return self._n_pieces if self._n_told is None else self._n_told
 
     def feed(self, chunk: bytes) -> bytes:
+        if not self._rest and self._is_text_like_before(chunk):
+            return chunk
         # Only whole events are passed on: an error event may have to follow.
         *events, self._rest = (self._rest + chunk).split(_END)
         passed: list[bytes] = []
@@ -93,11 +96,15 @@ class StreamRelay:
             how = "failed" if self._end == "failed" else "ended"
             raise EngineFailed(f"the engine {how} in the middle of the answer; send it again")
 
+    def _is_text_like_before(self, chunk: bytes) -> bool:
+        """Whether it is one event that is as an earlier one but for its text; notes the text."""
+        if self._like is None or (text := self._like.text_of(chunk)) is None:
+            return False
+        self._note_text(self._like.index, text)
+        return True
+
     def _look_at(self, data: bytes) -> bool:
         """Take note of an event; whether it is not for the caller."""
-        if self._like is not None and (text := self._like.text_of(data)) is not None:
-            self._note_text(self._like.index, text)
-            return False
         if data.strip() == b"[DONE]":
             self._end = "done"
             return False
@@ -149,12 +156,12 @@ class _TextEvent:
             return None
         if (found := _TEXT.search(data)) is None:
             return None
-        index, before, after = choices[0]["index"], data[: found.end(1)], data[found.end(2) :]
-        return cls(index=index, before=before, after=after)
+        before, after = _PREFIX + data[: found.end(1)], data[found.end(2) :] + _END
+        return cls(index=choices[0]["index"], before=before, after=after)
 
-    def text_of(self, data: bytes) -> str | None:
-        """Of an event of the same making; None for others, and for texts with escapes."""
-        if not data.startswith(self.before) or not data.endswith(self.after):
+    def text_of(self, chunk: bytes) -> str | None:
+        """Of one event of the same making; None for anything else, and for texts with escapes."""
+        if not chunk.startswith(self.before) or not chunk.endswith(self.after):
             return None
-        text = data[len(self.before) : len(data) - len(self.after)]
-        return None if b'"' in text or b"\\" in text else text.decode()
+        text = chunk[len(self.before) : -len(self.after)]
+        return None if _NOT_PLAIN.search(text) else text.decode()
