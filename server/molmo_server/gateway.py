@@ -88,6 +88,7 @@ class Gateway:
                 request_id=request_id,
                 deadline=deadline,
                 whole=whole,
+                medium=media.first_sha256,
                 checkpoint_id=named,
             ) as reply:
                 self._check_answering(question.model, self.id_of(reply))
@@ -158,7 +159,9 @@ class Gateway:
             )
 
     def _check_model(self, name: str | None) -> None:
-        known = [self.settings.served_name, self.checkpoint.id]
+        # While engines change one after the other, two checkpoints are served.
+        loaded = {engine.checkpoint_id for engine in self.engines.engines} - {""}
+        known = [self.settings.served_name, *sorted({self.checkpoint.id, *loaded})]
         if (trial := self.engines.trial) is not None and trial.is_open:
             known.append(trial.engine.checkpoint_id)
         if name is not None and name not in known:

@@ -46,7 +46,8 @@ def serve_command(
     port: int | None = None,
     checkpoint: Path | None = None,
     store: str | None = None,
-    engine_url: str | None = None,
+    n_engines: int | None = None,
+    engine_urls: str | None = None,
     dtype: str | None = None,
     max_model_len: int | None = None,
     n_threads: int | None = None,
@@ -69,8 +70,10 @@ def serve_command(
     store
         Store of published checkpoints, a folder or a URL as s3://bucket/models: the current one is
         served, and every later one.
-    engine_url
-        An engine that runs elsewhere, instead of starting one.
+    n_engines
+        Engines to start on this machine; one unless given, none where engine_urls names some.
+    engine_urls
+        Engines that run elsewhere, with commas between them.
     dtype
         Number format of the engine: auto, bfloat16, float32.
     max_model_len

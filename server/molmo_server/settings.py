@@ -8,9 +8,11 @@ Knows: names, defaults, allowed ranges. Does not know: what the values are used 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -44,8 +46,11 @@ class MolmoSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # Engine
-    engine_url: str | None = None
-    """An engine that runs elsewhere (its checkpoint is still read here); None: start one."""
+    n_engines: int | None = Field(default=None, ge=0, le=64)
+    """Processes of our own; None: one, or none where `engine_urls` names others."""
+    engine_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    """Engines that run elsewhere (their checkpoint is still read here), beside our own; in the
+    environment with commas between them."""
     dtype: str = "auto"
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens of prompt and answer; None: what the checkpoint allows."""
@@ -151,6 +156,12 @@ class MolmoSettings(BaseSettings):
         many = hosts.split(",") if isinstance(hosts, str) else hosts
         return tuple(host.strip().lower() for host in many if host.strip())
 
+    @field_validator("engine_urls", mode="before")
+    @classmethod
+    def _as_addresses(cls, urls: Any) -> Any:
+        many = urls.split(",") if isinstance(urls, str) else urls
+        return tuple(checked_engine_url(url) for url in many if url.strip())
+
     @model_validator(mode="after")
     def _check_hosts(self) -> MolmoSettings:
         if (self.remote_media == "allowlist") != bool(self.remote_hosts):
@@ -168,6 +179,14 @@ class MolmoSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_engines(self) -> MolmoSettings:
+        if self.n_own_engines + len(self.engine_urls) == 0:
+            raise ValueError("n_engines is 0 and engine_urls is empty; there must be one engine")
+        if len(set(self.engine_urls)) < len(self.engine_urls):
+            raise ValueError("engine_urls names an engine twice; leave it out once")
+        return self
+
+    @model_validator(mode="after")
     def _check_way(self) -> MolmoSettings:
         examined = [
             name for name in ("gate_command", "canary_share", "shadow_share") if getattr(self, name)
@@ -179,7 +198,32 @@ class MolmoSettings(BaseSettings):
         return self
 
     @property
+    def n_own_engines(self) -> int:
+        if self.n_engines is not None:
+            return self.n_engines
+        return 0 if self.engine_urls else 1
+
+    @property
     def engine_threads(self) -> int | None:
-        """The packaged model is small: with one thread it starts in less time and memory."""
-        is_packaged = self.checkpoint is None and self.store is None
-        return 1 if self.n_threads is None and is_packaged else self.n_threads
+        """The packaged model is small: with one thread it starts in less time and memory.
+
+        Several engines share the cores: left to itself each would take them all.
+        """
+        if self.n_threads is not None:
+            return self.n_threads
+        if self.checkpoint is None and self.store is None:
+            return 1
+        n_cores = len(os.sched_getaffinity(0))
+        return max(n_cores // self.n_own_engines, 1) if self.n_own_engines > 1 else None
+
+
+def checked_engine_url(url: str) -> str:
+    """Scheme, host and port of an engine's address. Raises ValueError."""
+    parts = urlsplit(url.strip())
+    is_bare = parts.path in ("", "/") and not parts.query and not parts.fragment
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_bare or parts.username:
+        raise ValueError(
+            f"got the engine's address {url[:100]!r}; it must be as http://10.0.0.5:8001, without "
+            "user name and path"
+        )
+    return f"{parts.scheme}://{parts.netloc.lower()}"
