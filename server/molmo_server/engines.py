@@ -62,7 +62,7 @@ class OwnEngines:
     """Short and private: a socket's path may have 107 characters."""
     log_dir: Path
     prefix: str = "engine"
-    """Of names; those of one machine must differ."""
+    """Of names; another one for each model."""
 
     def name(self, number: int) -> str:
         return f"{self.prefix}-{number}"

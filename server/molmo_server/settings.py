@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _MIB = 1024 * 1024
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
 
 
@@ -41,13 +42,15 @@ class MolmoSettings(BaseSettings):
     keys: Path | None = None
     """The file of API keys that `molmo keys` writes; None: whoever comes is served."""
     served_name: str = "molmo2"
+    models: dict[str, str] = {}
+    """More models, each with engines of its own: name → folder of a checkpoint, or store."""
     run_dir: Path | None = None
     """Logs of the engine; None: a private temporary folder, removed at a clean end."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # Engine
     n_engines: int | None = Field(default=None, ge=0, le=64)
-    """Processes of our own; None: one, or none where `engine_urls` names others."""
+    """Processes of our own, of each model; None: one, or none where `engine_urls` names others."""
     engine_urls: Annotated[tuple[str, ...], NoDecode] = ()
     """Engines that run elsewhere (their checkpoint is still read here), beside our own; in the
     environment with commas between them."""
@@ -187,6 +190,16 @@ class MolmoSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_models(self) -> MolmoSettings:
+        for name in self.models:
+            if not _MODEL_NAME.fullmatch(name) or name == self.served_name:
+                raise ValueError(
+                    f"models has the name {name[:100]!r}; use up to 32 letters, digits and . _ -, "
+                    f"and another name than {self.served_name}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_way(self) -> MolmoSettings:
         examined = [
             name for name in ("gate_command", "canary_share", "shadow_share") if getattr(self, name)
@@ -196,6 +209,23 @@ class MolmoSettings(BaseSettings):
                 f"{examined[0]} needs a second engine, and swap_way is in_place; leave one out"
             )
         return self
+
+    def of_models(self) -> list[MolmoSettings]:
+        """These settings as each model has them, the one without a name in `models` first."""
+        others = (
+            self.model_copy(
+                update={
+                    "served_name": name,
+                    "models": {},
+                    "checkpoint": Path(where) if _is_checkpoint(where) else None,
+                    "store": None if _is_checkpoint(where) else where,
+                    "n_engines": self.n_engines or 1,
+                    "engine_urls": (),
+                }
+            )
+            for name, where in self.models.items()
+        )
+        return [self, *others]
 
     @property
     def n_own_engines(self) -> int:
@@ -215,6 +245,10 @@ class MolmoSettings(BaseSettings):
             return 1
         n_cores = len(os.sched_getaffinity(0))
         return max(n_cores // self.n_own_engines, 1) if self.n_own_engines > 1 else None
+
+
+def _is_checkpoint(where: str) -> bool:
+    return (Path(where) / "config.json").exists()
 
 
 def checked_engine_url(url: str) -> str:

@@ -1,7 +1,7 @@
 """Another checkpoint in every engine of a pool, or in none.
 
-One engine is changed after the other, while the others answer; meanwhile both checkpoints are served
-and each answer names its own. When a later one fails, the earlier ones go back.
+One engine is changed after the other, while the others answer; meanwhile both checkpoints are
+served and each answer names its own. When a later one fails, the earlier ones go back.
 
 Knows: the order, and which engines are not waited for. Does not know: how one engine loads
 (`engine_pool.swap`) or is replaced (`blue_green`), which of the two fits (`rollout`).

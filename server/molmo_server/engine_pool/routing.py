@@ -1,9 +1,9 @@
 """Which of several engines is asked: the one that knows the medium, unless it has too much to do.
 
 Every medium has its own order of the engines, by a hash of both (rendezvous hashing): questions
-about one medium meet in one engine, whose caches then hold it; when an engine leaves, only its media
-change place, and every gateway with the same engines finds the same order. The first in the order
-that has not much more to do than the others is asked (hashing with bounded loads). A question
+about one medium meet in one engine, whose caches then hold it; when an engine leaves, only its own
+media change place, and every gateway with the same engines finds the same order. The first in the
+order that has not much more to do than the others is asked (hashing with bounded loads). A question
 without media goes to whoever has least to do.
 
 Knows: names and loads of engines. Does not know: requests, readiness.
