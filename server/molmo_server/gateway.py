@@ -80,7 +80,7 @@ class Gateway:
             if name is None or name in gateway.names:
                 return gateway
         known = "; ".join(" alias ".join(gateway.names) for gateway in every)
-        raise NotFound(f"there is no model {name[:100]!r}; served is {known}", param="model")
+        raise NotFound(f"there is no model {str(name)[:100]!r}; served is {known}", param="model")
 
     @property
     def names(self) -> list[str]:

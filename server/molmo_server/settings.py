@@ -12,13 +12,13 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _MIB = 1024 * 1024
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_ENGINE_URL = re.compile(r"(https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?)/?")
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
 
 
@@ -253,11 +253,10 @@ def _is_checkpoint(where: str) -> bool:
 
 def checked_engine_url(url: str) -> str:
     """Scheme, host and port of an engine's address. Raises ValueError."""
-    parts = urlsplit(url.strip())
-    is_bare = parts.path in ("", "/") and not parts.query and not parts.fragment
-    if parts.scheme not in ("http", "https") or not parts.hostname or not is_bare or parts.username:
+    found = _ENGINE_URL.fullmatch(url.strip().lower())
+    if found is None:
         raise ValueError(
             f"got the engine's address {url[:100]!r}; it must be as http://10.0.0.5:8001, without "
             "user name and path"
         )
-    return f"{parts.scheme}://{parts.netloc.lower()}"
+    return found[1]

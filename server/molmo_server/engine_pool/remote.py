@@ -359,7 +359,7 @@ class RemoteEngine:
     async def _has_what_it_should(self) -> bool:
         """Whether an engine of which that is known has those weights, or does not tell."""
         expected = self._expected_id
-        if expected is None:
+        if expected is None or self._lost:  # lost: it takes no requests, whatever it has
             return True
         status, text = await self._get(WEIGHTS_PATH)
         if status != 200 or self._expected_id != expected:
