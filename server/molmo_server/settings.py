@@ -18,7 +18,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _MIB = 1024 * 1024
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
-_ENGINE_URL = re.compile(r"(https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?)/?")
+_ENGINE_URL = re.compile(r"(https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?)/?")
+_LAST_PORT = 65535
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
 
 
@@ -254,7 +255,7 @@ def _is_checkpoint(where: str) -> bool:
 def checked_engine_url(url: str) -> str:
     """Scheme, host and port of an engine's address. Raises ValueError."""
     found = _ENGINE_URL.fullmatch(url.strip().lower())
-    if found is None:
+    if found is None or int(found[2] or 0) > _LAST_PORT:
         raise ValueError(
             f"got the engine's address {url[:100]!r}; it must be as http://10.0.0.5:8001, without "
             "user name and path"

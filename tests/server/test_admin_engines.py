@@ -163,7 +163,7 @@ def test_a_process_of_ours_is_drained_and_started_again(stored: Stored, tmp_path
         ({"n_engines": 0}, "there must be one engine"),
         ({"engine_urls": "http://a:1,http://a:1/"}, "names an engine twice"),
         ({"engine_urls": "a:1"}, "it must be as http://10.0.0.5:8001"),
-        ({"engine_urls": "http://a:b"}, "it must be as http://10.0.0.5:8001"),
+        ({"engine_urls": "http://a:65536"}, "it must be as http://10.0.0.5:8001"),
     ],
 )
 def test_settings_that_name_no_engines_are_refused(fields: dict[str, Any], says: str) -> None:
