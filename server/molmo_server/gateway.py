@@ -65,18 +65,44 @@ class Gateway:
     metrics: Metrics
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
     """Requests that nobody waits for."""
+    others: tuple[Gateway, ...] = ()
+    """Of other models, with the same media, admission and metrics."""
 
     @property
     def checkpoint(self) -> Checkpoint:
         """What is served now; an answer's own is in its `EngineReply`."""
         return self.live.current
 
+    def serving(self, name: str | None) -> Gateway:
+        """That of the model of this name, which may be a checkpoint's id. Raises NotFound."""
+        every = (self, *self.others)
+        for gateway in every:
+            if name is None or name in gateway.names:
+                return gateway
+        known = "; ".join(" alias ".join(gateway.names) for gateway in every)
+        raise NotFound(f"there is no model {str(name)[:100]!r}; served is {known}", param="model")
+
+    @property
+    def names(self) -> list[str]:
+        """What its model can be asked for by; two checkpoints while engines are changed."""
+        loaded = {engine.checkpoint_id for engine in self.engines.engines} - {self.checkpoint.id}
+        known = [self.settings.served_name, self.checkpoint.id, *sorted(loaded)]
+        if (trial := self.engines.trial) is not None and trial.is_open:
+            known.append(trial.engine.checkpoint_id)
+        return known
+
     @asynccontextmanager
     async def open(
         self, question: Question, *, request_id: str, whole: bool
     ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         """Admit, check and ask; the engine's first bytes have arrived when the block begins."""
-        self._check_model(question.model)
+        async with self.serving(question.model)._open(question, request_id, whole) as opened:
+            yield opened
+
+    @asynccontextmanager
+    async def _open(
+        self, question: Question, request_id: str, whole: bool
+    ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         turns = check_turns(question.turns, system=question.system)
         self.engines.check_hope()
         async with self.admission.admit(question.caller.tenant) as deadline:
@@ -88,6 +114,7 @@ class Gateway:
                 request_id=request_id,
                 deadline=deadline,
                 whole=whole,
+                medium=media.first_sha256,
                 checkpoint_id=named,
             ) as reply:
                 self._check_answering(question.model, self.id_of(reply))
@@ -100,9 +127,9 @@ class Gateway:
             n_tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
             asked.note_tokens(completion=n_tokens)
             answered = Completion(
-                prompt=asked.prompt, answer=answer, checkpoint_id=self.id_of(reply)
+                prompt=asked.prompt, answer=answer, checkpoint_id=asked.gateway.id_of(reply)
             )
-        self._compare(asked, answered, request_id)
+        asked.gateway._compare(asked, answered, request_id)
         return answered
 
     def _compare(self, asked: Asked, answered: Completion, request_id: str) -> None:
@@ -154,16 +181,6 @@ class Gateway:
             raise NotFound(
                 f"{str(name)[:100]!r} is served no more, {answering} is: ask for that, or for "
                 f"{self.settings.served_name}",
-                param="model",
-            )
-
-    def _check_model(self, name: str | None) -> None:
-        known = [self.settings.served_name, self.checkpoint.id]
-        if (trial := self.engines.trial) is not None and trial.is_open:
-            known.append(trial.engine.checkpoint_id)
-        if name is not None and name not in known:
-            raise NotFound(
-                f"there is no model {name[:100]!r}; served is {' alias '.join(known)}",
                 param="model",
             )
 

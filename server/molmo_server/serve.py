@@ -28,7 +28,7 @@ import uvloop
 from pydantic import ValidationError
 
 from molmo_core.errors import CheckpointError, KeyStoreError
-from molmo_server.app import create_app
+from molmo_server.app import ModelParts, create_app
 from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.engines import OwnEngines, build_pool
@@ -47,7 +47,8 @@ def serve_command(
     port: int | None = None,
     checkpoint: Path | None = None,
     store: str | None = None,
-    engine_url: str | None = None,
+    n_engines: int | None = None,
+    engine_urls: str | None = None,
     dtype: str | None = None,
     max_model_len: int | None = None,
     n_threads: int | None = None,
@@ -70,8 +71,10 @@ def serve_command(
     store
         Store of published checkpoints, a folder or a URL as s3://bucket/models: the current one is
         served, and every later one.
-    engine_url
-        An engine that runs elsewhere, instead of starting one.
+    n_engines
+        Engines to start on this machine; one unless given, none where engine_urls names some.
+    engine_urls
+        Engines that run elsewhere, with commas between them.
     dtype
         Number format of the engine: auto, bfloat16, float32.
     max_model_len
@@ -92,7 +95,7 @@ def serve_command(
 def run_server(settings: MolmoSettings) -> int:
     """Serve until told to end; returns the exit code."""
     try:
-        checkpoint = first_checkpoint(settings, tell=note)
+        every = [(one, first_checkpoint(one, tell=note)) for one in settings.of_models()]
         if settings.keys is not None:
             KeyStore(settings.keys).close()
     except (CheckpointError, KeyStoreError, OSError) as error:
@@ -111,21 +114,35 @@ def run_server(settings: MolmoSettings) -> int:
     private = Path(tempfile.mkdtemp(prefix="molmo-"))
     configure_logging(settings.log_level)
     try:
-        return uvloop.run(_serve(settings, checkpoint, listener, private))
+        return uvloop.run(_serve(every, listener, private))
     finally:
         listener.close()
         shutil.rmtree(private, ignore_errors=True)
 
 
 async def _serve(
-    settings: MolmoSettings, checkpoint: Checkpoint, listener: socket.socket, private: Path
+    every: list[tuple[MolmoSettings, Checkpoint]], listener: socket.socket, private: Path
 ) -> int:
+    """`every` model's settings and checkpoint, the first one's are the service's."""
+    settings = every[0][0]
     log_dir = settings.run_dir or private
     log_dir.mkdir(parents=True, exist_ok=True)
     address = _address(settings.host, listener)
-    own = OwnEngines(settings=settings, socket_dir=private, log_dir=log_dir)
-    engines = build_pool(settings, checkpoint, own)
-    app = create_app(settings, engines, checkpoint, own=own, address=address)
+    parts = []
+    for one, checkpoint in every:
+        prefix = "engine" if one is settings else f"{one.served_name}-engine"
+        own = OwnEngines(settings=one, socket_dir=private, log_dir=log_dir, prefix=prefix)
+        engines = build_pool(one, checkpoint, own)
+        parts.append(ModelParts(settings=one, engines=engines, checkpoint=checkpoint, own=own))
+    first, *others = parts
+    app = create_app(
+        settings,
+        first.engines,
+        first.checkpoint,
+        own=first.own,
+        others=others,
+        address=address,
+    )
     server = _Server(
         uvicorn.Config(
             app,
@@ -138,7 +155,7 @@ async def _serve(
     gc.collect()
     gc.freeze()  # what is there now stays: later collections need not walk through it
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    telling = asyncio.create_task(tell(engines, address, checkpoint.id, log_dir))
+    telling = asyncio.create_task(tell(first.engines, address, every[0][1].id, log_dir))
     await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
     has_engine = not telling.done() or telling.result()
     if not has_engine:

@@ -8,6 +8,7 @@ Knows: names, defaults, allowed ranges. Does not know: what the values are used 
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,9 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _MIB = 1024 * 1024
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_ENGINE_URL = re.compile(r"(https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?)/?")
+_LAST_PORT = 65535
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
 
 
@@ -39,13 +43,18 @@ class MolmoSettings(BaseSettings):
     keys: Path | None = None
     """The file of API keys that `molmo keys` writes; None: whoever comes is served."""
     served_name: str = "molmo2"
+    models: dict[str, str] = {}
+    """More models, each with engines of its own: name → folder of a checkpoint, or store."""
     run_dir: Path | None = None
     """Logs of the engine; None: a private temporary folder, removed at a clean end."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     # Engine
-    engine_url: str | None = None
-    """An engine that runs elsewhere (its checkpoint is still read here); None: start one."""
+    n_engines: int | None = Field(default=None, ge=0, le=64)
+    """Processes of our own, of each model; None: one, or none where `engine_urls` names others."""
+    engine_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    """Engines that run elsewhere (their checkpoint is still read here), beside our own; in the
+    environment with commas between them."""
     dtype: str = "auto"
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens of prompt and answer; None: what the checkpoint allows."""
@@ -151,6 +160,12 @@ class MolmoSettings(BaseSettings):
         many = hosts.split(",") if isinstance(hosts, str) else hosts
         return tuple(host.strip().lower() for host in many if host.strip())
 
+    @field_validator("engine_urls", mode="before")
+    @classmethod
+    def _as_addresses(cls, urls: Any) -> Any:
+        many = urls.split(",") if isinstance(urls, str) else urls
+        return tuple(checked_engine_url(url) for url in many if url.strip())
+
     @model_validator(mode="after")
     def _check_hosts(self) -> MolmoSettings:
         if (self.remote_media == "allowlist") != bool(self.remote_hosts):
@@ -168,6 +183,24 @@ class MolmoSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_engines(self) -> MolmoSettings:
+        if self.n_own_engines + len(self.engine_urls) == 0:
+            raise ValueError("n_engines is 0 and engine_urls is empty; there must be one engine")
+        if len(set(self.engine_urls)) < len(self.engine_urls):
+            raise ValueError("engine_urls names an engine twice; leave it out once")
+        return self
+
+    @model_validator(mode="after")
+    def _check_models(self) -> MolmoSettings:
+        for name in self.models:
+            if not _MODEL_NAME.fullmatch(name) or name == self.served_name:
+                raise ValueError(
+                    f"models has the name {name[:100]!r}; use up to 32 letters, digits and . _ -, "
+                    f"and another name than {self.served_name}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_way(self) -> MolmoSettings:
         examined = [
             name for name in ("gate_command", "canary_share", "shadow_share") if getattr(self, name)
@@ -178,8 +211,53 @@ class MolmoSettings(BaseSettings):
             )
         return self
 
+    def of_models(self) -> list[MolmoSettings]:
+        """These settings as each model has them, the one without a name in `models` first."""
+        others = (
+            self.model_copy(
+                update={
+                    "served_name": name,
+                    "models": {},
+                    "checkpoint": Path(where) if _is_checkpoint(where) else None,
+                    "store": None if _is_checkpoint(where) else where,
+                    "n_engines": self.n_engines or 1,
+                    "engine_urls": (),
+                }
+            )
+            for name, where in self.models.items()
+        )
+        return [self, *others]
+
+    @property
+    def n_own_engines(self) -> int:
+        if self.n_engines is not None:
+            return self.n_engines
+        return 0 if self.engine_urls else 1
+
     @property
     def engine_threads(self) -> int | None:
-        """The packaged model is small: with one thread it starts in less time and memory."""
-        is_packaged = self.checkpoint is None and self.store is None
-        return 1 if self.n_threads is None and is_packaged else self.n_threads
+        """The packaged model is small: with one thread it starts in less time and memory.
+
+        Several engines share the cores: left to itself each would take them all.
+        """
+        if self.n_threads is not None:
+            return self.n_threads
+        if self.checkpoint is None and self.store is None:
+            return 1
+        n_cores = len(os.sched_getaffinity(0))
+        return max(n_cores // self.n_own_engines, 1) if self.n_own_engines > 1 else None
+
+
+def _is_checkpoint(where: str) -> bool:
+    return (Path(where) / "config.json").exists()
+
+
+def checked_engine_url(url: str) -> str:
+    """Scheme, host and port of an engine's address. Raises ValueError."""
+    found = _ENGINE_URL.fullmatch(url.strip().lower())
+    if found is None or int(found[2] or 0) > _LAST_PORT:
+        raise ValueError(
+            f"got the engine's address {url[:100]!r}; it must be as http://10.0.0.5:8001, without "
+            "user name and path"
+        )
+    return found[1]

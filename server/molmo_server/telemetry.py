@@ -89,6 +89,9 @@ class Metrics:
         self.engine_ready = Gauge(
             "molmo_engine_ready", "1 when the engine takes requests", ["engine"], registry=registry
         )
+        self.engine_in_flight = Gauge(
+            "molmo_engine_in_flight", "Requests that an engine has", ["engine"], registry=registry
+        )
         self.engine_restarts = Gauge(
             "molmo_engine_restarts", "Starts after the first", ["engine"], registry=registry
         )

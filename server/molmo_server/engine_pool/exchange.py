@@ -82,6 +82,15 @@ def lost_on_the_way(error: BaseException) -> EngineUnavailable:
     )
 
 
+def check_kind(content_type: str, *, whole: bool) -> None:
+    """Raises EngineFailed for an answer that no engine gives: something else answers there."""
+    expected = "application/json" if whole else "text/event-stream"
+    if content_type != expected:
+        raise EngineFailed(
+            f"the engine's answer is {content_type[:60]!r} and not {expected}; send it again"
+        )
+
+
 def failure(status: int, body: bytes) -> EngineRefused | EngineFailed | EngineUnavailable:
     """What a status other than 200 means; addresses of memory are taken out of the text."""
     message = _MEMORY_ADDRESS.sub("", _message_of(body))[:_MAX_ERROR_CHARS]

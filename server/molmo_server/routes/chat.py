@@ -110,7 +110,7 @@ async def _stream(
             tell_checkpoint(scope, gateway.id_of(reply))
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             has_begun = True
-            relay = _relay(gateway, asked.prompt, reply, request_id, hides_usage=hides_usage)
+            relay = _relay(asked.gateway, asked.prompt, reply, request_id, hides_usage=hides_usage)
             try:
                 await _pass_on(reply, relay, send)
             finally:

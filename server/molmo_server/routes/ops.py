@@ -11,34 +11,29 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from molmo_core import api
-from molmo_core.errors import NotFound
 from molmo_server.gateway import Gateway
 
 
 def ops_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["service"])
     created = int(time.time())
+    every = (gateway, *gateway.others)
 
-    def card() -> api.ModelCard:
+    def card(of: Gateway) -> api.ModelCard:
         return api.ModelCard(
-            id=gateway.settings.served_name,
+            id=of.settings.served_name,
             created=created,
-            checkpoint=gateway.checkpoint.id,
-            max_model_len=gateway.checkpoint.max_model_len,
+            checkpoint=of.checkpoint.id,
+            max_model_len=of.checkpoint.max_model_len,
         )
 
-    @router.get("/v1/models", operation_id="models", summary="The model served here")
+    @router.get("/v1/models", operation_id="models", summary="The models served here")
     async def models() -> api.ModelList:
-        return api.ModelList(data=[card()])
+        return api.ModelList(data=[card(one) for one in every])
 
     @router.get("/v1/models/{model}", operation_id="model", summary="One model by its name")
     async def model(model: str) -> api.ModelCard:
-        served = card()
-        if model not in (served.id, served.checkpoint):
-            raise NotFound(
-                f"there is no model {model[:100]!r}; served is {served.id}", param="model"
-            )
-        return served
+        return card(gateway.serving(model))
 
     @router.get("/health", operation_id="health", summary="The service lives")
     async def health() -> dict[str, str]:
@@ -51,7 +46,7 @@ def ops_router(gateway: Gateway) -> APIRouter:
         responses={503: {"model": api.ErrorEnvelope}},
     )
     async def ready() -> dict[str, str]:
-        if not gateway.engines.is_ready:
+        if not any(one.engines.is_ready for one in every):
             raise gateway.engines.unavailable()
         return {"status": "ready", "checkpoint": gateway.checkpoint.id}
 
@@ -59,8 +54,9 @@ def ops_router(gateway: Gateway) -> APIRouter:
     async def metrics() -> Response:
         """Of the gateway, and the engine's own when there is one engine."""
         text = _gateway_metrics(gateway)
-        if len(gateway.engines.engines) == 1:
-            text += _vllm_families(await gateway.engines.engines[0].metrics()).encode()
+        engines = [engine for one in every for engine in one.engines.engines]
+        if len(engines) == 1:
+            text += _vllm_families(await engines[0].metrics()).encode()
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -71,11 +67,19 @@ def _gateway_metrics(gateway: Gateway) -> bytes:
     metrics.running.set(gateway.admission.n_running)
     metrics.queued.set(gateway.admission.n_queued)
     metrics.media_bytes.set(gateway.media.spool.n_bytes)
-    metrics.checkpoint.clear()
-    metrics.checkpoint.labels(gateway.checkpoint.id).set(1)
-    for engine in gateway.engines.engines:
-        metrics.engine_ready.labels(engine.name).set(engine.ready.is_set())
-        metrics.engine_restarts.labels(engine.name).set(engine.n_restarts)
+    for gauge in (
+        metrics.checkpoint,
+        metrics.engine_ready,
+        metrics.engine_in_flight,
+        metrics.engine_restarts,
+    ):
+        gauge.clear()  # of those that have left
+    for one in (gateway, *gateway.others):
+        metrics.checkpoint.labels(one.checkpoint.id).set(1)
+        for engine in one.engines.engines:
+            metrics.engine_ready.labels(engine.name).set(engine.ready.is_set())
+            metrics.engine_in_flight.labels(engine.name).set(engine.n_in_flight)
+            metrics.engine_restarts.labels(engine.name).set(engine.n_restarts)
     return metrics.text()
 
 
