@@ -12,18 +12,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from molmo_core import api
 from molmo_server.checkpoints.rollout import Rollout
 from molmo_server.tenancy.access import Access
 
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": api.ErrorEnvelope},
-    "5XX": {"model": api.ErrorEnvelope},
-}
-
 
 def usage_router(access: Access) -> APIRouter:
-    router = APIRouter(tags=["admin"], responses=_RESPONSES)
+    router = APIRouter(tags=["admin"])
 
     @router.get("/admin/usage", operation_id="usage", summary="What each key used, day by day")
     async def usage(days: Annotated[int, Query(ge=1, le=3660)] = 30) -> dict[str, Any]:
@@ -34,7 +28,7 @@ def usage_router(access: Access) -> APIRouter:
 
 
 def admin_router(rollout: Rollout) -> APIRouter:
-    router = APIRouter(prefix="/admin/checkpoints", tags=["admin"], responses=_RESPONSES)
+    router = APIRouter(prefix="/admin/checkpoints", tags=["admin"])
 
     @router.get("", operation_id="checkpoints", summary="What is served, stored and was tried")
     async def checkpoints() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from molmo_core import api
 from molmo_core.errors import NotFound
 from molmo_server.gateway import Gateway
+from molmo_server.routes.document import PLAIN_TEXT
 
 
 def ops_router(gateway: Gateway) -> APIRouter:
@@ -48,14 +49,13 @@ def ops_router(gateway: Gateway) -> APIRouter:
         "/ready",
         operation_id="ready",
         summary="An engine takes requests; 503 with the reason otherwise",
-        responses={503: {"model": api.ErrorEnvelope}},
     )
     async def ready() -> dict[str, str]:
         if not gateway.engines.is_ready:
             raise gateway.engines.unavailable()
         return {"status": "ready", "checkpoint": gateway.checkpoint.id}
 
-    @router.get("/metrics", operation_id="metrics", response_class=Response)
+    @router.get("/metrics", operation_id="metrics", response_class=Response, responses=PLAIN_TEXT)
     async def metrics() -> Response:
         """Of the gateway, and the engine's own when there is one engine."""
         text = _gateway_metrics(gateway)
