@@ -32,8 +32,9 @@ from molmo_server.routes.media import media_router
 from molmo_server.routes.ops import ops_router
 from molmo_server.routes.verbs import verbs_router
 from molmo_server.settings import MolmoSettings
-from molmo_server.telemetry import Edge, Metrics
+from molmo_server.telemetry import Edge, Metrics, Tracing
 from molmo_server.tenancy.access import Access
+from molmo_server.web.headers import let_pages_ask
 
 
 def create_app(
@@ -57,14 +58,17 @@ def create_app(
     follower = None
     if store is not None and local is not None:
         follower = StoreFollower(rollout, store, local, loads=settings.follows_store)
-    metrics = Metrics()
+    metrics, tracing = Metrics(), Tracing(settings.otlp_endpoint)
+    rollout.history.on_event = metrics.note_rollout
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     access = Access(settings.keys, admin_key=admin_key)
     gateway = Gateway(
         settings=settings,
         live=live,
         engines=engines,
-        media=MediaGate(settings, on_known=metrics.media_cache_hits.inc),
+        media=MediaGate(
+            settings, on_known=metrics.media_cache_hits.inc, on_look=metrics.media_looks.inc
+        ),
         admission=Admission(
             max_concurrent=settings.max_concurrent,
             max_queued=settings.max_queued,
@@ -75,8 +79,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with access.running(), _running(engines, gateway, follower, local):
-            yield
+        try:
+            async with access.running(), _running(engines, gateway, follower, local):
+                yield
+        finally:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="Molmo2",
@@ -95,9 +102,11 @@ def create_app(
         usage_router(access),
     ):
         app.include_router(router)
+    let_pages_ask(app, settings)
     app.add_middleware(
         Edge,
         metrics=metrics,
+        tracing=tracing,
         current_checkpoint=lambda: live.current.id,
         max_body_bytes=settings.max_body_bytes,
     )

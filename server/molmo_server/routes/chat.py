@@ -17,6 +17,7 @@ from molmo_server.admission import WhileConnected
 from molmo_server.answers.reading import AnswerReader, read_answer
 from molmo_server.answers.relay import StreamRelay, error_events
 from molmo_server.engine_pool import EngineReply
+from molmo_server.errors import note_error
 from molmo_server.gateway import Gateway, Question
 from molmo_server.openai_api.chat_request import ChatRequest, check_limits
 from molmo_server.prompt import Prompt
@@ -118,6 +119,7 @@ async def _stream(
     except MolmoError as error:
         if not has_begun:
             raise
+        note_error(scope, error)
         await send({"type": "http.response.body", "body": error_events(error), "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 

@@ -5,6 +5,7 @@ Knows: what operators and OpenAI's clients ask for. Does not know: how engines a
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from fastapi import APIRouter, Response
@@ -13,6 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from molmo_core import api
 from molmo_core.errors import NotFound
 from molmo_server.gateway import Gateway
+from molmo_server.telemetry.engine_metrics import merged
 
 
 def ops_router(gateway: Gateway) -> APIRouter:
@@ -57,10 +59,11 @@ def ops_router(gateway: Gateway) -> APIRouter:
 
     @router.get("/metrics", operation_id="metrics", response_class=Response)
     async def metrics() -> Response:
-        """Of the gateway, and the engine's own when there is one engine."""
-        text = _gateway_metrics(gateway)
-        if len(gateway.engines.engines) == 1:
-            text += _vllm_families(await gateway.engines.engines[0].metrics()).encode()
+        """Of the gateway and of its engines; the engines' have the label `gateway_engine`."""
+        engines = gateway.engines.all_engines
+        texts = await asyncio.gather(*(engine.metrics() for engine in engines))
+        names = [engine.name for engine in engines]
+        text = _gateway_metrics(gateway) + merged(dict(zip(names, texts, strict=True))).encode()
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -73,13 +76,5 @@ def _gateway_metrics(gateway: Gateway) -> bytes:
     metrics.media_bytes.set(gateway.media.spool.n_bytes)
     metrics.checkpoint.clear()
     metrics.checkpoint.labels(gateway.checkpoint.id).set(1)
-    for engine in gateway.engines.engines:
-        metrics.engine_ready.labels(engine.name).set(engine.ready.is_set())
-        metrics.engine_restarts.labels(engine.name).set(engine.n_restarts)
+    metrics.show_engines(gateway.engines.all_engines)
     return metrics.text()
-
-
-def _vllm_families(text: str) -> str:
-    """Only vLLM's own: the engine's process figures would stand there as the gateway's."""
-    prefixes = ("vllm:", "# HELP vllm:", "# TYPE vllm:")
-    return "".join(f"{line}\n" for line in text.splitlines() if line.startswith(prefixes))
