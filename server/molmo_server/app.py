@@ -92,6 +92,7 @@ def create_app(
         lifespan=lifespan,
         dependencies=[Depends(access.check)],
     )
+    app.state.is_leaving = False
     install_error_handlers(app)
     for router in (
         chat_router(gateway),

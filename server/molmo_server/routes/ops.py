@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from molmo_core import api
-from molmo_core.errors import NotFound
+from molmo_core.errors import EngineUnavailable, NotFound
 from molmo_server.gateway import Gateway
 from molmo_server.telemetry.engine_metrics import merged
 
@@ -52,7 +52,11 @@ def ops_router(gateway: Gateway) -> APIRouter:
         summary="An engine takes requests; 503 with the reason otherwise",
         responses={503: {"model": api.ErrorEnvelope}},
     )
-    async def ready() -> dict[str, str]:
+    async def ready(request: Request) -> dict[str, str]:
+        if request.app.state.is_leaving:
+            raise EngineUnavailable(
+                "this server is ending; send the request to another", retry_after_s=1
+            )
         if not gateway.engines.is_ready:
             raise gateway.engines.unavailable()
         return {"status": "ready", "checkpoint": gateway.checkpoint.id}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TRACES_PATH = "/v1/traces"
 """Of an OTLP/HTTP endpoint."""
 _TRACEPARENT = b"traceparent"
-_EXPORT_S = 5.0
+_EXPORT_S = 2.0
 """How long a collector may take for a batch; spans are dropped rather than waited for."""
 
 

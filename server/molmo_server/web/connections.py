@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_HEAD_BYTES = 64 * 1024
 _RETRY_S = 2
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +140,10 @@ class GuardedProtocol(HttpToolsProtocol):
             logger.warning(
                 "a caller did not take its answer within %g s and was cut off",
                 self.limits.write_timeout_s,
+            )
+            # Without a reset the system would keep what was not taken, for minutes.
+            self.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE
             )
             self.transport.abort()
 
