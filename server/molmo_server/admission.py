@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from molmo_core.errors import Busy, DeadlineExceeded
 
@@ -173,11 +173,17 @@ class WhileConnected(Response):
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        working = asyncio.ensure_future(self._work(scope, send))
         leaving = asyncio.ensure_future(_disconnect(receive))
+
+        async def send_if_there(message: Message) -> None:
+            if leaving.done():  # what had been waiting to be sent is not worth another look
+                raise asyncio.CancelledError
+            await send(message)
+
+        working = asyncio.ensure_future(self._work(scope, send_if_there))
         try:
             await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
+            if working.done() and not working.cancelled():
                 working.result()
         finally:
             for task in (working, leaving):

@@ -30,8 +30,9 @@ from molmo_server.routes.media import media_router
 from molmo_server.routes.ops import ops_router
 from molmo_server.routes.verbs import verbs_router
 from molmo_server.settings import MolmoSettings
-from molmo_server.telemetry import Edge, Metrics
+from molmo_server.telemetry import Edge, Metrics, Tracing
 from molmo_server.tenancy.access import Access
+from molmo_server.web.headers import let_pages_ask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,11 @@ def create_app(
     `checkpoint` None: the settings' one. `own` makes engines whose processes are ours. `others`:
     more models. `address`: where the service will be found, for a gate. Raises CheckpointError.
     """
-    metrics = Metrics()
+    metrics, tracing = Metrics(), Tracing(settings.otlp_endpoint)
     shared = _Shared(
-        media=MediaGate(settings, on_known=metrics.media_cache_hits.inc),
+        media=MediaGate(
+            settings, on_known=metrics.media_cache_hits.inc, on_look=metrics.media_looks.inc
+        ),
         admission=Admission(
             max_concurrent=settings.max_concurrent,
             max_queued=settings.max_queued,
@@ -81,8 +84,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with access.running(), _running(models):
-            yield
+        try:
+            async with access.running(), _running(models):
+                yield
+        finally:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="Molmo2",
@@ -91,6 +97,7 @@ def create_app(
         lifespan=lifespan,
         dependencies=[Depends(access.check)],
     )
+    app.state.is_leaving = False
     install_error_handlers(app)
     for router in (
         chat_router(gateway),
@@ -102,9 +109,11 @@ def create_app(
         usage_router(access),
     ):
         app.include_router(router)
+    let_pages_ask(app, settings)
     app.add_middleware(
         Edge,
         metrics=metrics,
+        tracing=tracing,
         current_checkpoint=lambda: gateway.checkpoint.id,
         max_body_bytes=settings.max_body_bytes,
     )
@@ -132,6 +141,7 @@ def _assembled(parts: ModelParts, shared: _Shared, others: tuple[Gateway, ...] =
     store, local = open_local(settings)
     plan = rollout_plan(settings, shared.address)
     rollout = Rollout(plan, live=live, engines=engines, store=store, local=local, own=parts.own)
+    rollout.history.on_event = shared.metrics.note_rollout
     follower = None
     if store is not None and local is not None:
         follower = StoreFollower(rollout, store, local, loads=settings.follows_store)

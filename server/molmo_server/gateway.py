@@ -25,7 +25,7 @@ from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Tria
 from molmo_server.media.gate import CheckedMedia, MediaGate
 from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
 from molmo_server.settings import MolmoSettings
-from molmo_server.telemetry import Metrics
+from molmo_server.telemetry import Journey, Metrics
 from molmo_server.tenancy.callers import Caller
 
 logger = logging.getLogger(__name__)
@@ -105,27 +105,42 @@ class Gateway:
     ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         turns = check_turns(question.turns, system=question.system)
         self.engines.check_hope()
-        async with self.admission.admit(question.caller.tenant) as deadline:
-            media = await self.media.check(question.image_urls, question.video_urls)
-            asked = Asked(gateway=self, question=question, turns=turns, media=media)
-            named = question.model if question.model != self.settings.served_name else None
-            async with self.engines.open(
-                asked.body_for,
-                request_id=request_id,
-                deadline=deadline,
-                whole=whole,
-                medium=media.first_sha256,
-                checkpoint_id=named,
-            ) as reply:
-                self._check_answering(question.model, self.id_of(reply))
-                yield asked, reply
+        journey = Journey(self.metrics)
+        with journey.whole():
+            journey.begin("queue")
+            async with self.admission.admit(question.caller.tenant) as deadline:
+                media = await self._checked_media(question, journey)
+                asked = Asked(
+                    gateway=self, question=question, turns=turns, media=media, journey=journey
+                )
+                named = question.model if question.model != self.settings.served_name else None
+                journey.begin("routing")
+                async with self.engines.open(
+                    asked.body_for,
+                    request_id=request_id,
+                    deadline=deadline,
+                    whole=whole,
+                    medium=media.first_sha256,
+                    checkpoint_id=named,
+                ) as reply:
+                    asked.answering = self.id_of(reply)
+                    self._check_answering(question.model, asked.answering)
+                    if not whole:
+                        journey.first_token(asked.answering)
+                    yield asked, reply
+
+    async def _checked_media(self, question: Question, journey: Journey) -> CheckedMedia:
+        image_urls, video_urls = question.image_urls, question.video_urls
+        journey.begin("media", n_images=len(image_urls), n_videos=len(video_urls))
+        return await self.media.check(image_urls, video_urls)
 
     async def complete(self, question: Question, *, request_id: str) -> Completion:
         """The engine's whole chat completion."""
         async with self.open(question, request_id=request_id, whole=True) as (asked, reply):
             answer = _whole_answer(reply)
-            n_tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
-            asked.note_tokens(completion=n_tokens)
+            usage = answer.get("usage") or {}
+            n_tokens = usage.get("completion_tokens", 0)
+            asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
             answered = Completion(
                 prompt=asked.prompt, answer=answer, checkpoint_id=asked.gateway.id_of(reply)
             )
@@ -193,8 +208,11 @@ class Asked:
     question: Question
     turns: tuple[Turn, ...]
     media: CheckedMedia
+    journey: Journey
     prompt: Prompt = field(init=False)
     """As the engine that was asked last sees it."""
+    answering: str = ""
+    """Whose weights answer."""
 
     async def body_for(self, engine: RemoteEngine) -> bytes:
         """What an engine is sent: media and budget are measured for the checkpoint that it has.
@@ -203,6 +221,7 @@ class Asked:
         """
         checkpoint = self.gateway.live.of(engine.checkpoint_id)
         settings = self.gateway.settings
+        self.journey.begin("prompt")
         self.prompt = await measure(self.turns, self.media, checkpoint)
         budget = answer_budget(
             self.prompt,
@@ -215,6 +234,7 @@ class Asked:
             grammar = answer_grammar(self.question.form, self.prompt, budget)
             options = {**options, "structured_outputs": {"grammar": grammar}}
         self.question.caller.pay(self.prompt.n_visual_tokens)
+        self.journey.begin("engine", engine=engine.name, checkpoint=checkpoint.id)
         return orjson.dumps(
             {
                 "model": settings.served_name,
@@ -224,14 +244,12 @@ class Asked:
             }
         )
 
-    def note_tokens(self, *, completion: int) -> None:
-        """What the caller used, of an answer of so many tokens."""
-        if self.question.caller.is_counted:
-            self.question.caller.note_tokens(
-                prompt=self.prompt.n_tokens,
-                visual=self.prompt.n_visual_tokens,
-                completion=completion,
-            )
+    def note_tokens(self, *, prompt: int | None, completion: int) -> None:
+        """What was used; `prompt` as the engine told, None: it did not."""
+        n_prompt = self.prompt.n_tokens if prompt is None else prompt
+        n_visual = self.prompt.n_visual_tokens
+        self.question.caller.note_tokens(prompt=n_prompt, visual=n_visual, completion=completion)
+        self.journey.tokens(self.answering, prompt=n_prompt, visual=n_visual, completion=completion)
 
 
 def _whole_answer(reply: EngineReply) -> dict[str, Any]:

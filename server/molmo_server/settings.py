@@ -48,6 +48,20 @@ class MolmoSettings(BaseSettings):
     run_dir: Path | None = None
     """Logs of the engine; None: a private temporary folder, removed at a clean end."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_endpoint: str | None = None
+    """Where traces are sent: the base URL of an OTLP/HTTP collector, as http://127.0.0.1:4318."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Web pages that may ask, as https://app.example.org, with commas between them; `*`: all."""
+
+    # Connections
+    max_connections: int = Field(default=1000, ge=1)
+    """More are refused at once with 503."""
+    head_timeout_s: float = Field(default=10, gt=0)
+    """Within so long a request's head must have arrived, from its first byte or the connection."""
+    keep_alive_s: float = Field(default=5, gt=0)
+    """An idle connection is kept for another request so long."""
+    write_timeout_s: float = Field(default=60, gt=0)
+    """A caller that does not take what it is sent is cut off after so long."""
 
     # Engine
     n_engines: int | None = Field(default=None, ge=0, le=64)
@@ -91,6 +105,8 @@ class MolmoSettings(BaseSettings):
     """So many starts in a row without becoming ready end the attempts."""
     drain_s: float = Field(default=30, ge=0)
     """How long requests in flight may go on when the service ends."""
+    leave_notice_s: float = Field(default=0, ge=0)
+    """When told to end, `/ready` says 503 for so long while requests are still taken."""
 
     # Admission
     max_body_bytes: int = Field(default=64 * _MIB, ge=1)
@@ -154,11 +170,11 @@ class MolmoSettings(BaseSettings):
     def _of_the_user(cls, folder: Path | None) -> Path | None:
         return folder and folder.expanduser()
 
-    @field_validator("remote_hosts", mode="before")
+    @field_validator("remote_hosts", "cors_origins", mode="before")
     @classmethod
-    def _with_commas(cls, hosts: Any) -> Any:
-        many = hosts.split(",") if isinstance(hosts, str) else hosts
-        return tuple(host.strip().lower() for host in many if host.strip())
+    def _with_commas(cls, names: Any) -> Any:
+        many = names.split(",") if isinstance(names, str) else names
+        return tuple(name.strip().lower() for name in many if name.strip())
 
     @field_validator("engine_urls", mode="before")
     @classmethod

@@ -84,7 +84,7 @@ def test_metrics_show_the_engine(gateway: RunningGateway) -> None:
     assert sample(gateway, 'molmo_engine_ready{engine="engine-0"}') == 1
     assert sample(gateway, 'molmo_engine_restarts{engine="engine-0"}') == 0
     assert sample(gateway, "molmo_running") == 0
-    assert "vllm:num_requests_running 0" in text
+    assert 'vllm:num_requests_running{gateway_engine="engine-0"} 0' in text
     assert "process_open_fds" not in text
 
 

@@ -59,6 +59,8 @@ class StreamRelay:
         self._hides_usage = hides_usage
         self._like: _TextEvent | None = None
         self._n_told: int | None = None
+        self.n_prompt_tokens: int | None = None
+        """As the engine told, which it does at its end."""
         self._n_pieces = 0
         self._rest = b""
         self._end: Literal["done", "failed"] | None = None
@@ -115,6 +117,7 @@ class StreamRelay:
             return False
         if usage := content.get("usage"):
             self._n_told = usage.get("completion_tokens")
+            self.n_prompt_tokens = usage.get("prompt_tokens")
         self._head["id"] = content.get("id", self._head["id"])
         self._head["created"] = content.get("created", self._head["created"])
         for choice in content.get("choices", ()):

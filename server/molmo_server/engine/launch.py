@@ -46,6 +46,8 @@ class EngineSettings:
     max_queued: int = 256
     plugins: tuple[str, ...] = ("molmo", "molmo_control")
     """vLLM loads these of *all* plugin groups and no others."""
+    otlp_endpoint: str | None = None
+    """Where traces are sent, as in the server's settings."""
     extra_arguments: tuple[str, ...] = ()
     n_threads: int | None = None
     """CPU only: threads of a step; None lets vLLM take and pin all cores."""
@@ -80,6 +82,8 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         "--shutdown-timeout": settings.shutdown_timeout_s,
         "--max-num-queued-reqs": settings.max_queued,
     }
+    if settings.otlp_endpoint is not None:  # the whole URL, as vLLM passes it to its exporter
+        flags["--otlp-traces-endpoint"] = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
     switches = [
         "--enable-prefix-caching" if settings.has_prefix_cache else "--no-enable-prefix-caching",
         "--enable-prompt-tokens-details",  # how much of a prompt was cached
@@ -112,6 +116,11 @@ def _environment(settings: EngineSettings) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
+    if settings.otlp_endpoint is not None:
+        environment |= {
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as the gateway's, not gRPC
+            "OTEL_SERVICE_NAME": "molmo-engine",
+        }
     if settings.n_threads is not None:
         environment |= {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

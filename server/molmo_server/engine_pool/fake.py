@@ -60,6 +60,8 @@ class FakeEngine:
     """As the engine's metrics count them."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies as received, oldest first."""
+    traceparents: list[str | None] = field(default_factory=list)
+    """Of each request, in the same order."""
     n_dropped: int = 0
     """Answers that the caller did not wait for."""
     seconds_per_piece: float = 0.0
@@ -104,6 +106,7 @@ class FakeEngine:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
+        self.traceparents.append(request.headers.get("traceparent"))
         question = question_of(body) + self.trick
         if refusal := await self._misbehave(question, request):
             return refusal

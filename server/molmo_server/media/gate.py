@@ -106,12 +106,16 @@ class MediaGate:
         spool: Spool | None = None,
         remote: RemoteMedia | None = None,
         on_known: Callable[[], object] = lambda: None,
+        on_look: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_known` is called for each file that had its look before. Start the spool first."""
+        """`on_known` is called for each file that had its look before, `on_look` for each other.
+
+        Start the spool first.
+        """
         self.spool = spool or Spool(settings)
         self._settings = settings
         self._remote = remote or RemoteMedia(settings)
-        self._looks = Looks(settings, on_known)
+        self._looks = Looks(settings, on_known, on_look)
         self._turns = asyncio.Semaphore(settings.max_probes)
 
     async def check(self, images: Sequence[str], videos: Sequence[str]) -> CheckedMedia:

@@ -159,15 +159,15 @@ class ChatRequest(StrictRequest):
         """OpenAI's streams tell it only when asked."""
         return not (self.stream_options and self.stream_options.include_usage)
 
-    def engine_options(self, *, is_counted: bool = False) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, Any]:
         """Sampling fields that were set; sizes and messages are the gateway's.
 
-        `is_counted`: have the engine tell a stream's usage also where the caller does not ask.
+        The engine is to tell a stream's usage also where the caller does not ask.
         """
         options = self.model_dump(include={*_PASSED_ON, "stream_options"}, exclude_none=True)
         if not self.stream:
             options.pop("stream_options", None)
-        elif is_counted and self.hides_usage:
+        elif self.hides_usage:
             options["stream_options"] = {"include_usage": True}
         return options | ({"stream": True} if self.stream else {})
 

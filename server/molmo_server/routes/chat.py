@@ -16,6 +16,7 @@ from molmo_server.admission import WhileConnected
 from molmo_server.answers.reading import AnswerReader, read_answer
 from molmo_server.answers.relay import StreamRelay, error_events
 from molmo_server.engine_pool import EngineReply
+from molmo_server.errors import note_error
 from molmo_server.gateway import Gateway, Question
 from molmo_server.openai_api.chat_request import ChatRequest, check_limits
 from molmo_server.prompt import Prompt
@@ -64,14 +65,13 @@ def chat_router(gateway: Gateway) -> APIRouter:
             video_urls=video_urls,
             model=call.model,
             max_tokens=call.asked_tokens,
-            options=call.engine_options(is_counted=caller.is_counted),
+            options=call.engine_options(),
             caller=caller,
         )
 
         async def work(scope: Scope, send: Send) -> None:
             if call.stream:
-                hides_usage = caller.is_counted and call.hides_usage
-                await _stream(gateway, question, scope, send, hides_usage=hides_usage)
+                await _stream(gateway, question, scope, send, hides_usage=call.hides_usage)
             else:
                 await _complete(gateway, question, scope, send)
 
@@ -108,10 +108,11 @@ async def _stream(
             try:
                 await _pass_on(reply, relay, send)
             finally:
-                asked.note_tokens(completion=relay.n_tokens)
+                asked.note_tokens(prompt=relay.n_prompt_tokens, completion=relay.n_tokens)
     except MolmoError as error:
         if not has_begun:
             raise
+        note_error(scope, error)
         await send({"type": "http.response.body", "body": error_events(error), "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
