@@ -1,6 +1,9 @@
 """Who may be served now: a bounded number at work, a bounded number waiting, a deadline for each,
 and only as long as the caller is there.
 
+Requests in the background (the lines of batches) take a turn when nobody else waits, and one turn
+in many when somebody does; their time begins with it.
+
 Tenants who wait take turns, whatever number of requests each of them has there, and a tenant with
 many gives up a place in a full queue to one with few.
 
@@ -19,6 +22,8 @@ from starlette.types import Receive, Scope, Send
 from molmo_core.errors import Busy, DeadlineExceeded
 
 _BUSY_RETRY_S = 2.0
+_BACKGROUND_EVERY = 16
+"""One turn of so many is for the background, so that it comes to an end under any load."""
 
 
 class _Line:
@@ -74,6 +79,8 @@ class _Line:
 class Admission:
     def __init__(self, *, max_concurrent: int, max_queued: int, deadline_s: float) -> None:
         self._line = _Line()
+        self._background = _Line()
+        self._n_turns = 0
         self._max_concurrent = max_concurrent
         self._max_queued = max_queued
         self._deadline_s = deadline_s
@@ -84,16 +91,20 @@ class Admission:
         return len(self._line)
 
     @asynccontextmanager
-    async def admit(self, tenant: str = "") -> AsyncIterator[float]:
+    async def admit(self, tenant: str = "", *, is_background: bool = False) -> AsyncIterator[float]:
         """Wait for a turn; yields the deadline as time of the event loop.
 
         Raises Busy when the queue is full, DeadlineExceeded when the time is over, in the queue
-        or inside the block.
+        or inside the block; in the background only inside the block.
         """
-        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._deadline_s
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._wait(tenant)
+            async with asyncio.timeout_at(None if is_background else deadline) as limit:
+                await self._wait(tenant, is_background)
+                if is_background:
+                    deadline = now() + self._deadline_s
+                    limit.reschedule(deadline)
                 try:
                     yield deadline
                 finally:
@@ -104,24 +115,30 @@ class Admission:
                 "ask for fewer tokens or send it again later"
             ) from error
 
-    async def _wait(self, tenant: str) -> None:
+    async def _wait(self, tenant: str, is_background: bool) -> None:
         """Return with a turn, which is counted as running."""
         if self.n_running < self._max_concurrent:
             self.n_running += 1
             return
-        if self.n_queued >= self._max_queued and not self._line.make_room(tenant, self._busy()):
+        line = self._background if is_background else self._line
+        is_full = not is_background and self.n_queued >= self._max_queued
+        if is_full and not line.make_room(tenant, self._busy()):
             raise self._busy()
-        turn = self._line.join(tenant)
+        turn = line.join(tenant)
         try:
             await turn
         except asyncio.CancelledError:
-            self._line.leave(tenant, turn)
+            line.leave(tenant, turn)
             if not turn.cancelled() and turn.exception() is None:
                 self._pass_on()  # the turn came at the same moment
             raise
 
     def _pass_on(self) -> None:
-        if not self._line.call_next():
+        self._n_turns += 1
+        lines = [self._line, self._background]
+        if self._n_turns % _BACKGROUND_EVERY == 0:
+            lines.reverse()
+        if not any(line.call_next() for line in lines):
             self.n_running -= 1
 
     def _busy(self) -> Busy:

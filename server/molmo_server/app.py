@@ -12,8 +12,10 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from molmo_core import __version__
+from molmo_core.api_batches import BatchRequest
 from molmo_server.admission import Admission
 from molmo_server.answers.verbs import VERBS
+from molmo_server.batches.service import Batches
 from molmo_server.checkpoints.configured import first_checkpoint, open_local, rollout_plan
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.following import StoreFollower
@@ -27,7 +29,9 @@ from molmo_server.gateway import Gateway
 from molmo_server.media.gate import MediaGate
 from molmo_server.openai_api.chat_request import ChatRequest
 from molmo_server.routes.admin import admin_router, usage_router
+from molmo_server.routes.batches import batches_router
 from molmo_server.routes.chat import chat_router
+from molmo_server.routes.files import FILES, files_router, form_bytes
 from molmo_server.routes.media import media_router
 from molmo_server.routes.ops import ops_router
 from molmo_server.routes.verbs import verbs_router
@@ -73,9 +77,12 @@ def create_app(
         metrics=metrics,
     )
 
+    batches = Batches(settings, metrics)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with access.running(), _running(engines, gateway, follower, local):
+        serving = _running(engines, gateway, follower, local)
+        async with access.running(), serving, batches.open(app):
             yield
 
     app = FastAPI(
@@ -90,6 +97,8 @@ def create_app(
         chat_router(gateway),
         verbs_router(gateway),
         media_router(gateway),
+        files_router(batches),
+        batches_router(batches),
         ops_router(gateway),
         admin_router(rollout),
         usage_router(access),
@@ -100,6 +109,7 @@ def create_app(
         metrics=metrics,
         current_checkpoint=lambda: live.current.id,
         max_body_bytes=settings.max_body_bytes,
+        larger_bodies={FILES: form_bytes(settings.max_file_bytes)},
     )
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     return app
@@ -136,7 +146,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, summary=app.summary, routes=app.routes
         )
         schemas = document["components"]["schemas"]
-        models: list[type[BaseModel]] = [ChatRequest, *(spec.request for spec in VERBS.values())]
+        verbs = (spec.request for spec in VERBS.values())
+        models: list[type[BaseModel]] = [ChatRequest, BatchRequest, *verbs]
         for model in models:
             own = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= own.pop("$defs", {}) | {model.__name__: own}

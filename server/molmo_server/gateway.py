@@ -79,7 +79,9 @@ class Gateway:
         self._check_model(question.model)
         turns = check_turns(question.turns, system=question.system)
         self.engines.check_hope()
-        async with self.admission.admit(question.caller.tenant) as deadline:
+        caller = question.caller
+        admitted = self.admission.admit(caller.tenant, is_background=caller.is_background)
+        async with admitted as deadline:
             media = await self.media.check(question.image_urls, question.video_urls)
             asked = Asked(gateway=self, question=question, turns=turns, media=media)
             named = question.model if question.model != self.settings.served_name else None

@@ -26,8 +26,9 @@ import uvicorn
 import uvloop
 from pydantic import ValidationError
 
-from molmo_core.errors import CheckpointError, KeyStoreError
+from molmo_core.errors import BatchStoreError, CheckpointError, KeyStoreError
 from molmo_server.app import create_app
+from molmo_server.batches.folder import BatchFolder
 from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.engines import OwnEngines, build_pool
@@ -94,7 +95,9 @@ def run_server(settings: MolmoSettings) -> int:
         checkpoint = first_checkpoint(settings, tell=note)
         if settings.keys is not None:
             KeyStore(settings.keys).close()
-    except (CheckpointError, KeyStoreError, OSError) as error:
+        if settings.batch_dir is not None:
+            BatchFolder(settings.batch_dir).close()
+    except (BatchStoreError, CheckpointError, KeyStoreError, OSError) as error:
         return _complain(EXIT_BAD_SETTINGS, str(error))
     try:
         listener = _listen(settings.host, settings.port)

@@ -4,6 +4,7 @@ chat   `POST /v1/chat/completions`, OpenAI's
 verbs  `POST /v1/point`, `/count`, `/track`, `/caption`, `/query`
 admin  checkpoints, and what keys used
 media  uploads: `/v1/media`
+files, batches  OpenAI's, for requests answered in the background
 ops    models, health, readiness, metrics
 body   the body of a request: its type, its time, its fields
 """
