@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI
 
 from molmo_core import __version__
 from molmo_server.admission import Admission
+from molmo_server.batches.service import Batches
 from molmo_server.checkpoints.configured import first_checkpoint, open_local, rollout_plan
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.following import StoreFollower
@@ -23,9 +24,11 @@ from molmo_server.fleet import Fleet, ServedModel
 from molmo_server.gateway import Gateway
 from molmo_server.media.gate import MediaGate
 from molmo_server.routes.admin import admin_router, usage_router
+from molmo_server.routes.batches import batches_router
 from molmo_server.routes.chat import chat_router
 from molmo_server.routes.document import openapi_document
 from molmo_server.routes.engines import engines_router
+from molmo_server.routes.files import FILES, files_router, form_bytes
 from molmo_server.routes.media import media_router
 from molmo_server.routes.ops import ops_router
 from molmo_server.routes.verbs import verbs_router
@@ -82,10 +85,12 @@ def create_app(
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     access = Access(settings.keys, admin_key=admin_key)
 
+    batches = Batches(settings, metrics)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
-            async with access.running(), _running(models):
+            async with access.running(), _running(models), batches.open(app):
                 yield
         finally:
             await asyncio.to_thread(tracing.close)
@@ -103,6 +108,8 @@ def create_app(
         chat_router(gateway),
         verbs_router(gateway),
         media_router(gateway),
+        files_router(batches),
+        batches_router(batches),
         ops_router(gateway),
         admin_router(fleet),
         engines_router(fleet, gateway.admission, settings),
@@ -116,6 +123,7 @@ def create_app(
         tracing=tracing,
         current_checkpoint=lambda: gateway.checkpoint.id,
         max_body_bytes=settings.max_body_bytes,
+        larger_bodies={FILES: form_bytes(settings.max_file_bytes)},
     )
     app.openapi = lambda: openapi_document(  # type: ignore[method-assign]
         app, asks_for_keys=settings.keys is not None

@@ -108,7 +108,9 @@ class Gateway:
         journey = Journey(self.metrics)
         with journey.whole():
             journey.begin("queue")
-            async with self.admission.admit(question.caller.tenant) as deadline:
+            caller = question.caller
+            admitted = self.admission.admit(caller.tenant, is_background=caller.is_background)
+            async with admitted as deadline:
                 media = await self._checked_media(question, journey)
                 asked = Asked(
                     gateway=self, question=question, turns=turns, media=media, journey=journey

@@ -28,8 +28,9 @@ import uvloop
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from molmo_core.errors import CheckpointError, KeyStoreError
+from molmo_core.errors import BatchStoreError, CheckpointError, KeyStoreError
 from molmo_server.app import ModelParts, create_app
+from molmo_server.batches.folder import BatchFolder
 from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.engines import OwnEngines, build_pool
@@ -100,7 +101,9 @@ def run_server(settings: MolmoSettings) -> int:
         every = [(one, first_checkpoint(one, tell=note)) for one in settings.of_models()]
         if settings.keys is not None:
             KeyStore(settings.keys).close()
-    except (CheckpointError, KeyStoreError, OSError) as error:
+        if settings.batch_dir is not None:
+            BatchFolder(settings.batch_dir).close()
+    except (BatchStoreError, CheckpointError, KeyStoreError, OSError) as error:
         return _complain(EXIT_BAD_SETTINGS, str(error))
     try:
         listener = _listen(settings.host, settings.port)

@@ -141,6 +141,20 @@ class MolmoSettings(BaseSettings):
     media_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
     """Above it the least recently used files are removed."""
 
+    # Files and batches
+    batch_dir: Path | None = None
+    """Of this server alone; None: a private temporary folder, removed at a clean end."""
+    max_file_bytes: int = Field(default=200_000_000, ge=1)
+    max_batch_lines: int = Field(default=50_000, ge=1)
+    batch_concurrent: int = Field(default=4, ge=1)
+    """Most lines of batches asked at the same time."""
+    max_batches: int = Field(default=32, ge=1)
+    """Most batches of one tenant that have not ended."""
+    files_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
+    """Most bytes of files that one tenant may keep."""
+    files_ttl_s: float = Field(default=30 * 24 * 3600, ge=1)
+    """After so long files are removed, and batches that have ended."""
+
     # Media of other servers
     remote_media: Literal["off", "allowlist", "public"] = "off"
     """Whose http(s) URLs are fetched: nobody's, those of `remote_hosts`, every public server's."""
@@ -165,7 +179,7 @@ class MolmoSettings(BaseSettings):
     def _as_text(cls, store: Any) -> Any:
         return str(store) if isinstance(store, Path) else store
 
-    @field_validator("cache_dir", "media_dir")
+    @field_validator("cache_dir", "media_dir", "batch_dir")
     @classmethod
     def _of_the_user(cls, folder: Path | None) -> Path | None:
         return folder and folder.expanduser()

@@ -16,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict
 
 from molmo_core import api
+from molmo_core.api_batches import BatchRequest
 from molmo_server.answers.verbs import VERBS
 from molmo_server.openai_api.chat_request import ChatRequest
 
@@ -70,6 +71,7 @@ PLAIN_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": _
 _READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     ChatCompletion,
+    BatchRequest,
     api.ErrorEnvelope,
     *(spec.request for spec in VERBS.values()),
 )
