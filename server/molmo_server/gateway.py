@@ -8,20 +8,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from molmo_core import api
-from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, NotFound
+from molmo_core.errors import (
+    EngineFailed,
+    EngineRefused,
+    EngineUnavailable,
+    MolmoError,
+    NotFound,
+)
 from molmo_core.prompts import Turn
 from molmo_server.admission import Admission
-from molmo_server.answers.grammar import AnswerForm, answer_grammar
+from molmo_server.answers.grammar import AnswerShape, answer_grammar
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Trial
+from molmo_server.media.crop import crop
 from molmo_server.media.gate import CheckedMedia, MediaGate
 from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
 from molmo_server.settings import MolmoSettings
@@ -43,8 +50,15 @@ class Question:
     max_tokens: int | None = None
     options: dict[str, Any]
     """Passed on to the engine as they are."""
-    form: AnswerForm | None = None
-    """The answer is decoded under the grammar of this form."""
+    media: CheckedMedia | None = None
+    """Those that were checked already, instead of the URLs."""
+    region: api.Region | None = None
+    """Of the one image, all that is looked at."""
+    shape: AnswerShape | None = None
+    """Of an answer that points."""
+    constrained: bool | None = None
+    """Whether it is decoded under the shape's grammar; None: as the settings say, if the engine
+    can."""
     caller: Caller = field(default_factory=Caller)
 
 
@@ -65,6 +79,8 @@ class Gateway:
     metrics: Metrics
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
     """Requests that nobody waits for."""
+    without_grammars: set[str] = field(default_factory=set)
+    """Names of engines of others that refuse to decode under one."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -79,19 +95,43 @@ class Gateway:
         self._check_model(question.model)
         turns = check_turns(question.turns, system=question.system)
         self.engines.check_hope()
-        async with self.admission.admit(question.caller.tenant) as deadline:
-            media = await self.media.check(question.image_urls, question.video_urls)
+        async with (
+            self.admission.admit(question.caller.tenant) as deadline,
+            AsyncExitStack() as stack,
+        ):
+            media = question.media or await self._checked(question)
             asked = Asked(gateway=self, question=question, turns=turns, media=media)
             named = question.model if question.model != self.settings.served_name else None
-            async with self.engines.open(
-                asked.body_for,
-                request_id=request_id,
-                deadline=deadline,
-                whole=whole,
-                checkpoint_id=named,
-            ) as reply:
-                self._check_answering(question.model, self.id_of(reply))
-                yield asked, reply
+
+            async def ask() -> EngineReply:
+                return await stack.enter_async_context(
+                    self.engines.open(
+                        asked.body_for,
+                        request_id=request_id,
+                        deadline=deadline,
+                        whole=whole,
+                        checkpoint_id=named,
+                    )
+                )
+
+            try:
+                reply = await ask()
+            except EngineRefused:
+                if not asked.can_do_without_grammar():
+                    raise
+                reply = await ask()
+                asked.note_engine_without_grammars()
+            self._check_answering(question.model, self.id_of(reply))
+            yield asked, reply
+
+    async def _checked(self, question: Question) -> CheckedMedia:
+        media = await self.media.check(question.image_urls, question.video_urls)
+        if question.region is None:
+            return media
+        max_aspect = self.settings.max_aspect
+        [image] = media.images
+        part = await asyncio.to_thread(crop, image, question.region, max_aspect=max_aspect)
+        return CheckedMedia(images=(part,))
 
     async def complete(self, question: Question, *, request_id: str) -> Completion:
         """The engine's whole chat completion."""
@@ -178,6 +218,9 @@ class Asked:
     media: CheckedMedia
     prompt: Prompt = field(init=False)
     """As the engine that was asked last sees it."""
+    _engine_name: str = ""
+    _has_grammar: bool = False
+    _may_have_grammar: bool = True
 
     async def body_for(self, engine: RemoteEngine) -> bytes:
         """What an engine is sent: media and budget are measured for the checkpoint that it has.
@@ -195,9 +238,14 @@ class Asked:
             limit=settings.max_tokens_limit,
         )
         options = self.question.options
-        if self.question.form is not None:
-            grammar = answer_grammar(self.question.form, self.prompt, budget)
+        shape = self.question.shape
+        self._engine_name = engine.name
+        self._has_grammar = shape is not None and self._is_constrained(engine)
+        if shape is not None and self._has_grammar:
+            grammar = answer_grammar(shape, self.prompt, budget)
             options = {**options, "structured_outputs": {"grammar": grammar}}
+        elif shape is not None and self.prompt.media.video is not None:
+            shape.moments_s(self.prompt.media.video)  # refuses what no answer could be about
         self.question.caller.pay(self.prompt.n_visual_tokens)
         return orjson.dumps(
             {
@@ -207,6 +255,26 @@ class Asked:
                 **options,
             }
         )
+
+    def _is_constrained(self, engine: RemoteEngine) -> bool:
+        wish = self.question.constrained
+        if wish is not None:
+            return wish
+        is_able = engine.name not in self.gateway.without_grammars
+        return self.gateway.settings.constrains_verbs and is_able and self._may_have_grammar
+
+    def can_do_without_grammar(self) -> bool:
+        """After a refusal: whether it may have been for a grammar that nobody asked for."""
+        if self.question.constrained is not None or not self._has_grammar:
+            return False
+        self._may_have_grammar = False
+        return True
+
+    def note_engine_without_grammars(self) -> None:
+        """It answered without one what it had refused with one."""
+        logger.warning("engine %s refused a grammar and answered without", self._engine_name)
+        if self.gateway.settings.engine_url is not None:
+            self.gateway.without_grammars.add(self._engine_name)
 
     def note_tokens(self, *, completion: int) -> None:
         """What the caller used, of an answer of so many tokens."""

@@ -14,21 +14,18 @@ from starlette.types import Scope, Send
 from molmo_core import api
 from molmo_core.errors import MolmoError
 from molmo_server.admission import WhileConnected
+from molmo_server.answers.events import error_events
 from molmo_server.answers.reading import AnswerReader, read_answer
-from molmo_server.answers.relay import StreamRelay, error_events
+from molmo_server.answers.relay import StreamRelay
 from molmo_server.engine_pool import EngineReply
 from molmo_server.gateway import Gateway, Question
 from molmo_server.openai_api.chat_request import ChatRequest, check_limits
 from molmo_server.prompt import Prompt
 from molmo_server.routes.body import read_body
+from molmo_server.routes.streaming import STREAM_HEADERS
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
 
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # proxies must not collect events
-]
 _REQUEST_BODY = {
     "required": True,
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
@@ -70,6 +67,8 @@ def chat_router(gateway: Gateway) -> APIRouter:
             video_urls=video_urls,
             model=call.model,
             max_tokens=call.asked_tokens,
+            shape=call.shape(),
+            constrained=True,
             options=call.engine_options(is_counted=caller.is_counted),
             caller=caller,
         )
@@ -93,7 +92,8 @@ async def _complete(gateway: Gateway, question: Question, scope: Scope, send: Se
     answer["system_fingerprint"] = tell_checkpoint(scope, completion.checkpoint_id)
     for choice in answer["choices"]:
         message: dict[str, Any] = choice["message"]
-        grounding = read_answer(message["content"] or "", prompt.media)
+        tokens = (choice.get("logprobs") or {}).get("content")
+        grounding = read_answer(message["content"] or "", prompt.media, tokens)
         gateway.note(grounding)
         message["grounding"] = grounding.model_dump(mode="json")
     await Response(orjson.dumps(answer), media_type="application/json")(scope, _nothing, send)
@@ -108,7 +108,7 @@ async def _stream(
     try:
         async with gateway.open(question, request_id=request_id, whole=False) as (asked, reply):
             tell_checkpoint(scope, gateway.id_of(reply))
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
             has_begun = True
             relay = _relay(gateway, asked.prompt, reply, request_id, hides_usage=hides_usage)
             try:
