@@ -44,7 +44,12 @@ class Calibration:
         return round(1 / (1 + math.exp(-self.offset - self.slope * logit)), 4)
 
 
-CALIBRATION = Calibration(offset=0.0, slope=1.0, source="")
+CALIBRATION = Calibration(
+    offset=1.3405,
+    slope=1.2048,
+    source="molmo2-tiny@00aedc0e, 4319 points in 2400 drawn scenes, float32 on CPU, "
+    "tests/soak/test_confidence.py with seed 21; of other models only the order is known",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
