@@ -168,8 +168,12 @@ class MolmoSettings(BaseSettings):
     # Answers
     default_max_tokens: int = Field(default=1024, ge=1)
     max_tokens_limit: int = Field(default=4096, ge=1)
-    constrains_verbs: bool = False
+    constrains_verbs: bool = True
     """Point, count and track decode under a grammar, unless a request says otherwise."""
+    gives_confidence: bool = False
+    """Their places come with a confidence, unless a request says otherwise."""
+    max_labels: int = Field(default=8, ge=1)
+    """Objects, or points to go on from, in one request."""
     max_choices: int = Field(default=4, ge=1)
     max_logprobs: int = Field(default=20, ge=0)
     max_stops: int = Field(default=8, ge=0)
