@@ -10,8 +10,8 @@ import pytest
 
 from molmo_core.errors import InvalidMedia
 from molmo_core.videos import VideoGeometry
-from molmo_server.media.gate import MediaGate
 from molmo_server.media import look
+from molmo_server.media.gate import MediaGate
 from molmo_server.media.look import Looks, measure_image, probe_in_child
 from molmo_server.settings import MolmoSettings
 from tests.server.media import data_url, picture, video
@@ -80,7 +80,9 @@ async def test_large_pictures_are_looked_at_apart_with_the_same_result(
     with pytest.raises(InvalidMedia) as refused_apart:
         await apart.look(cut, "image 2", "image")
     assert refused_apart.value.message == refused.value.message
-    with pytest.raises(InvalidMedia, match="image 2 needs more memory|looking at image 2 took too"):
+    with pytest.raises(
+        InvalidMedia, match=r"image 2 needs more memory|looking at image 2 took too"
+    ):
         await Looks(MolmoSettings(probe_memory_bytes=8_000_000), lambda: None).look(
             good, "image 2", "image"
         )

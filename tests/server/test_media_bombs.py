@@ -67,9 +67,9 @@ def test_a_bomb_costs_the_gateway_nothing(process: Process, name: str) -> None:
     response = process.http.post("/v1/media", content=data, headers={"content-type": kind})
 
     took_s, peak_mib = time.monotonic() - began, process.peak_mib()
-    print(
+    print(  # noqa: T201
         f"{name}: {len(data):,} bytes, {response.status_code}, {took_s:.2f} s, {peak_mib:.0f} MiB"
-    )  # noqa: T201
+    )
     assert response.status_code in (200, 400), response.text
     assert peak_mib < MOST_MIB
     assert took_s < LONGEST_S * SLACK
