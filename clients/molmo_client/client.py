@@ -16,7 +16,7 @@ import httpx2
 
 from molmo_client import calls
 from molmo_client.calls import Answer, Call, Generation
-from molmo_client.connection import Connection, connection_to
+from molmo_client.connection import Arriving, Connection, connection_to
 from molmo_client.failures import failure_of
 from molmo_client.media import MediaInput, OneMedia
 from molmo_client.retries import RetryPolicy, random_jitter
@@ -126,7 +126,11 @@ class Client:
 
     def _try(self, call: Call[Answer]) -> httpx2.Response | httpx2.TransportError:
         try:
-            return self._http.request(**call.request_options())
+            with self._http.stream(**call.request_options()) as response:
+                arriving = Arriving(response, limit_s=self.connection.answer_timeout_s)
+                for piece in response.iter_bytes():
+                    arriving.add(piece)
+                return arriving.whole()
         except httpx2.TransportError as failure:
             return failure
 
@@ -232,7 +236,11 @@ class AsyncClient:
 
     async def _try(self, call: Call[Answer]) -> httpx2.Response | httpx2.TransportError:
         try:
-            return await self._http.request(**call.request_options())
+            async with self._http.stream(**call.request_options()) as response:
+                arriving = Arriving(response, limit_s=self.connection.answer_timeout_s)
+                async for piece in response.aiter_bytes():
+                    arriving.add(piece)
+                return arriving.whole()
         except httpx2.TransportError as failure:
             return failure
 
