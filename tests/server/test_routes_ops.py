@@ -116,7 +116,7 @@ def test_the_documents_describe_every_route(gateway: RunningGateway) -> None:
     assert operations == verbs | operating | admin | media | files | batches | {"chat"}
     for name in references(document):
         assert name.removeprefix("#/components/schemas/") in schemas
-    assert set(schemas["PointRequest"]["required"]) == {"object"}
+    assert set(schemas["QueryRequest"]["required"]) == {"question"}
     assert gateway.http.get("/docs").status_code == 200
 
 
