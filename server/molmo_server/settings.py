@@ -52,6 +52,9 @@ class MolmoSettings(BaseSettings):
     # Engine
     n_engines: int | None = Field(default=None, ge=0, le=64)
     """Processes of our own, of each model; None: one, or none where `engine_urls` names others."""
+    engine_devices: Annotated[tuple[str, ...], NoDecode] = ()
+    """What each process of ours sees as CUDA_VISIBLE_DEVICES, in turn; in the environment with
+    semicolons between them (`0;1`, or `0,1;2,3`). Empty: all see all."""
     engine_urls: Annotated[tuple[str, ...], NoDecode] = ()
     """Engines that run elsewhere (their checkpoint is still read here), beside our own; in the
     environment with commas between them."""
@@ -159,6 +162,12 @@ class MolmoSettings(BaseSettings):
     def _with_commas(cls, hosts: Any) -> Any:
         many = hosts.split(",") if isinstance(hosts, str) else hosts
         return tuple(host.strip().lower() for host in many if host.strip())
+
+    @field_validator("engine_devices", mode="before")
+    @classmethod
+    def _with_semicolons(cls, devices: Any) -> Any:
+        many = devices.split(";") if isinstance(devices, str) else devices
+        return tuple(one.strip() for one in many if one.strip())
 
     @field_validator("engine_urls", mode="before")
     @classmethod

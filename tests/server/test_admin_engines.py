@@ -157,6 +157,23 @@ def test_a_process_of_ours_is_drained_and_started_again(stored: Stored, tmp_path
         assert engine.n_restarts == 1
 
 
+def test_each_process_of_ours_has_its_devices(stored: Stored, tmp_path: Path) -> None:
+    def seen() -> list[str]:
+        found = []
+        for engine in service.pool.engines:
+            assert isinstance(engine, SupervisedEngine)
+            variables = Path(f"/proc/{engine.pid}/environ").read_bytes().split(b"\0")
+            found += [v.decode() for v in variables if v.startswith(b"CUDA_VISIBLE_DEVICES=")]
+        return [one.partition("=")[2] for one in found]
+
+    with serving(stored, tmp_path, n_engines=2, engine_devices="0,1; 2,3") as service:
+        until(lambda: all(one.ready.is_set() for one in service.pool.engines))
+        assert seen() == ["0,1", "2,3"]
+        assert service.activate(stored.publish("second")).status_code == 200
+        assert [e.name for e in service.pool.engines] == ["engine-2", "engine-3"]
+        assert seen() == ["0,1", "2,3"]
+
+
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
