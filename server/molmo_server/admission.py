@@ -1,8 +1,10 @@
 """Who may be served now: a bounded number at work, a bounded number waiting, a deadline for each,
 and only as long as the caller is there.
 
-Tenants who wait take turns, whatever number of requests each of them has there, and a tenant with
-many gives up a place in a full queue to one with few.
+Tenants who wait take turns, whatever number of requests each of them has there. While there are
+several, none may have more requests waiting than places are free: whoever asks too often is told
+so at once, and whoever asks seldom finds a place. A tenant alone has the whole queue, and gives up
+places, latest first, when another one comes.
 
 Knows: counts, time, names of tenants. Does not know: what a request is about.
 """
@@ -10,6 +12,7 @@ Knows: counts, time, names of tenants. Does not know: what a request is about.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -19,6 +22,8 @@ from starlette.types import Receive, Scope, Send
 from molmo_core.errors import Busy, DeadlineExceeded
 
 _BUSY_RETRY_S = 2.0
+_PRESENT_S = 60.0
+"""So long after its last request a tenant still counts as there."""
 
 
 class _Line:
@@ -30,6 +35,9 @@ class _Line:
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
+
+    def n_of(self, tenant: str) -> int:
+        return len(self._waiting.get(tenant, ()))
 
     def join(self, tenant: str) -> asyncio.Future[None]:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -61,8 +69,8 @@ class _Line:
 
         Fairer: also with the place given away it has as many as `tenant` then.
         """
-        greedy = max(self._waiting, key=lambda name: len(self._waiting[name]), default=tenant)
-        if len(self._waiting.get(greedy, ())) < len(self._waiting.get(tenant, ())) + 2:
+        greedy = max(self._waiting, key=self.n_of, default=tenant)
+        if self.n_of(greedy) < self.n_of(tenant) + 2:
             return False
         latest = next(reversed(self._waiting[greedy]))
         self.leave(greedy, latest)
@@ -71,9 +79,25 @@ class _Line:
         return True
 
 
+class _Presence:
+    """Whether a tenant is alone; remembers the last two who asked."""
+
+    def __init__(self) -> None:
+        self._last, self._other = ("", -math.inf), ("", -math.inf)
+        """(tenant, when) of the last request, and of the last one of anybody else."""
+
+    def is_alone(self, tenant: str, now_s: float) -> bool:
+        """Note a request of `tenant`; whether nobody else asked lately."""
+        if tenant != self._last[0]:
+            self._other = self._last
+        self._last = (tenant, now_s)
+        return now_s - self._other[1] > _PRESENT_S
+
+
 class Admission:
     def __init__(self, *, max_concurrent: int, max_queued: int, deadline_s: float) -> None:
         self._line = _Line()
+        self._presence = _Presence()
         self._max_concurrent = max_concurrent
         self._max_queued = max_queued
         self._deadline_s = deadline_s
@@ -106,10 +130,16 @@ class Admission:
 
     async def _wait(self, tenant: str) -> None:
         """Return with a turn, which is counted as running."""
+        is_alone = self._presence.is_alone(tenant, asyncio.get_running_loop().time())
         if self.n_running < self._max_concurrent:
             self.n_running += 1
             return
-        if self.n_queued >= self._max_queued and not self._line.make_room(tenant, self._busy()):
+        n_free = self._max_queued - self.n_queued
+        if n_free <= 0:
+            has_place = self._line.make_room(tenant, self._busy())
+        else:
+            has_place = is_alone or self._line.n_of(tenant) < n_free
+        if not has_place:
             raise self._busy()
         turn = self._line.join(tenant)
         try:
@@ -127,7 +157,7 @@ class Admission:
     def _busy(self) -> Busy:
         return Busy(
             f"{self.n_running} requests are being answered and {self.n_queued} wait, which is "
-            "all this server takes; send it again later",
+            "all this server takes now; send it again later",
             retry_after_s=_BUSY_RETRY_S,
         )
 

@@ -6,15 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import Depends, FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
 
 from molmo_core import __version__
 from molmo_server.admission import Admission
-from molmo_server.answers.verbs import VERBS
 from molmo_server.checkpoints.configured import first_checkpoint, open_local, rollout_plan
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.following import StoreFollower
@@ -26,9 +22,9 @@ from molmo_server.errors import install_error_handlers
 from molmo_server.fleet import Fleet, ServedModel
 from molmo_server.gateway import Gateway
 from molmo_server.media.gate import MediaGate
-from molmo_server.openai_api.chat_request import ChatRequest
 from molmo_server.routes.admin import admin_router, usage_router
 from molmo_server.routes.chat import chat_router
+from molmo_server.routes.document import openapi_document
 from molmo_server.routes.engines import engines_router
 from molmo_server.routes.media import media_router
 from molmo_server.routes.ops import ops_router
@@ -112,7 +108,9 @@ def create_app(
         current_checkpoint=lambda: gateway.checkpoint.id,
         max_body_bytes=settings.max_body_bytes,
     )
-    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi_document(  # type: ignore[method-assign]
+        app, asks_for_keys=settings.keys is not None
+    )
     return app
 
 
@@ -170,20 +168,3 @@ async def _running(models: Sequence[ServedModel]) -> AsyncIterator[None]:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
         await asyncio.gather(*(model.engines.stop(drain_s=drain_s) for model in models))
-
-
-def _document(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, and the bodies that the routes read by themselves."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title, version=app.version, summary=app.summary, routes=app.routes
-        )
-        schemas = document["components"]["schemas"]
-        models: list[type[BaseModel]] = [ChatRequest, *(spec.request for spec in VERBS.values())]
-        for model in models:
-            own = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= own.pop("$defs", {}) | {model.__name__: own}
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{}, {"key": []}]  # without one where no keys are asked for
-        app.openapi_schema = document
-    return app.openapi_schema

@@ -206,7 +206,6 @@ class Asked:
         self.prompt = await measure(self.turns, self.media, checkpoint)
         budget = answer_budget(
             self.prompt,
-            checkpoint,
             asked=self.question.max_tokens,
             default=settings.default_max_tokens,
             limit=settings.max_tokens_limit,
@@ -227,11 +226,12 @@ class Asked:
 
     def note_tokens(self, *, completion: int) -> None:
         """What the caller used, of an answer of so many tokens."""
-        self.question.caller.note_tokens(
-            prompt=self.prompt.n_tokens,
-            visual=self.prompt.n_visual_tokens,
-            completion=completion,
-        )
+        if self.question.caller.is_counted:
+            self.question.caller.note_tokens(
+                prompt=self.prompt.n_tokens,
+                visual=self.prompt.n_visual_tokens,
+                completion=completion,
+            )
 
 
 def _whole_answer(reply: EngineReply) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import shutil
 import signal
 import socket
@@ -151,6 +152,8 @@ async def _serve(
             timeout_graceful_shutdown=max(1, int(settings.drain_s)),
         )
     )
+    gc.collect()
+    gc.freeze()  # what is there now stays: later collections need not walk through it
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     telling = asyncio.create_task(tell(first.engines, address, every[0][1].id, log_dir))
     await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)

@@ -138,6 +138,7 @@ async def _passes_gate(trial: Trial, examination: Examination, current_id: str) 
     if not examination.gate:
         return
     trial.is_open = True
+    inherited = {k: v for k, v in os.environ.items() if k != "MOLMO_ADMIN_KEY"}
     environment = {
         "MOLMO_SERVER": examination.address,
         "MOLMO_GATE_CANDIDATE": trial.engine.checkpoint_id,
@@ -149,7 +150,7 @@ async def _passes_gate(trial: Trial, examination: Examination, current_id: str) 
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env={**inherited, **environment},
             start_new_session=True,
         )
     except OSError as error:

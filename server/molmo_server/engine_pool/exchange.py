@@ -5,9 +5,11 @@ Knows: HTTP to vLLM's server, its error bodies. Does not know: health, processes
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ WEIGHTS_PATH = "/molmo/weights"
 """Of our own control plugin inside the engine (`engine.control`)."""
 _MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MAX_ERROR_CHARS = 600
+_LAST_BYTES_S = 0.2
 _IDLE_CONNECTION_S = 2.0  # the engine closes them after 5: never use one that is just closing
 
 
@@ -64,6 +67,12 @@ class EngineReply:
                 yield chunk
         except LOST as error:
             raise lost_on_the_way(error) from error
+
+    async def end(self) -> None:
+        """Wait for the end of an answer that has told all: its connection can be used again."""
+        with suppress(TimeoutError, *LOST):
+            async with asyncio.timeout(_LAST_BYTES_S):
+                await self.content.read()
 
 
 def lost_on_the_way(error: BaseException) -> EngineUnavailable:

@@ -89,7 +89,7 @@ class StreamOptions(StrictRequest):
     continuous_usage_stats: bool = False
 
 
-Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 _MOST = 1_000_000
 """Larger counts make no difference to an answer and do not fit into the engine's integers."""
 

@@ -12,20 +12,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from molmo_core import api
 from molmo_server.fleet import Fleet
 from molmo_server.tenancy.access import Access
-
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": api.ErrorEnvelope},
-    "5XX": {"model": api.ErrorEnvelope},
-}
 
 Model = Annotated[str | None, Query(max_length=100)]
 
 
 def usage_router(access: Access) -> APIRouter:
-    router = APIRouter(tags=["admin"], responses=_RESPONSES)
+    router = APIRouter(tags=["admin"])
 
     @router.get("/admin/usage", operation_id="usage", summary="What each key used, day by day")
     async def usage(days: Annotated[int, Query(ge=1, le=3660)] = 30) -> dict[str, Any]:
@@ -37,7 +31,7 @@ def usage_router(access: Access) -> APIRouter:
 
 def admin_router(fleet: Fleet) -> APIRouter:
     """`model` says which of several models is meant; the first unless given."""
-    router = APIRouter(prefix="/admin/checkpoints", tags=["admin"], responses=_RESPONSES)
+    router = APIRouter(prefix="/admin/checkpoints", tags=["admin"])
 
     @router.get("", operation_id="checkpoints", summary="What is served, stored and was tried")
     async def checkpoints(model: Model = None) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.types import Scope, Send
 
-from molmo_core import api
 from molmo_core.errors import MolmoError
 from molmo_server.admission import WhileConnected
 from molmo_server.answers.reading import AnswerReader, read_answer
@@ -21,6 +20,7 @@ from molmo_server.gateway import Gateway, Question
 from molmo_server.openai_api.chat_request import ChatRequest, check_limits
 from molmo_server.prompt import Prompt
 from molmo_server.routes.body import read_body
+from molmo_server.routes.document import CHAT_ANSWER
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
 
@@ -44,13 +44,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
         operation_id="chat",
         openapi_extra={"requestBody": _REQUEST_BODY},
         response_class=Response,
-        responses={
-            200: {
-                "description": "OpenAI's chat completion; each message has `grounding` beside it"
-            },
-            "4XX": {"model": api.ErrorEnvelope},
-            "5XX": {"model": api.ErrorEnvelope},
-        },
+        responses=CHAT_ANSWER,
     )
     async def chat(request: Request) -> Response:
         settings = gateway.settings
@@ -142,6 +136,7 @@ async def _pass_on(reply: EngineReply, relay: StreamRelay, send: Send) -> None:
         if passed := relay.feed(chunk):
             await send({"type": "http.response.body", "body": passed, "more_body": True})
         if relay.has_ended:
+            await reply.end()
             break
     relay.check_end()
 

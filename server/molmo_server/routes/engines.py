@@ -12,17 +12,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
-from molmo_core import api
 from molmo_core.api_requests import StrictRequest
 from molmo_server.admission import Admission
 from molmo_server.fleet import Fleet
 from molmo_server.routes.body import read_body
 from molmo_server.settings import MolmoSettings
 
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": api.ErrorEnvelope},
-    "5XX": {"model": api.ErrorEnvelope},
-}
 _LONGEST_DRAIN_S = 3600
 
 DrainS = Annotated[float | None, Query(ge=0, le=_LONGEST_DRAIN_S)]
@@ -42,7 +37,7 @@ _REQUEST_BODY = {
 
 
 def engines_router(fleet: Fleet, admission: Admission, settings: MolmoSettings) -> APIRouter:
-    router = APIRouter(prefix="/admin/engines", tags=["admin"], responses=_RESPONSES)
+    router = APIRouter(prefix="/admin/engines", tags=["admin"])
 
     def patience_s(given: float | None) -> float:
         """For requests in flight."""

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from molmo_core import api
 from molmo_server.gateway import Gateway
+from molmo_server.routes.document import PLAIN_TEXT
 
 
 def ops_router(gateway: Gateway) -> APIRouter:
@@ -43,14 +44,13 @@ def ops_router(gateway: Gateway) -> APIRouter:
         "/ready",
         operation_id="ready",
         summary="An engine takes requests; 503 with the reason otherwise",
-        responses={503: {"model": api.ErrorEnvelope}},
     )
     async def ready() -> dict[str, str]:
         if not any(one.engines.is_ready for one in every):
             raise gateway.engines.unavailable()
         return {"status": "ready", "checkpoint": gateway.checkpoint.id}
 
-    @router.get("/metrics", operation_id="metrics", response_class=Response)
+    @router.get("/metrics", operation_id="metrics", response_class=Response, responses=PLAIN_TEXT)
     async def metrics() -> Response:
         """Of the gateway, and the engine's own when there is one engine."""
         text = _gateway_metrics(gateway)
