@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from molmo_server.engine_pool import EngineState, SupervisedEngine
 from molmo_server.engine_pool.fake import FakeEngine
 from molmo_server.settings import MolmoSettings
-from tests.server.exchange import Stored, serving
+from tests.server.exchange import FakeEngines, Stored, serving
 from tests.server.processes import is_alive
 from tests.server.several import ADMIN, Several, fake_at_port, several
 from tests.support.gateway import error_of, until
@@ -155,6 +156,17 @@ def test_a_process_of_ours_is_drained_and_started_again(stored: Stored, tmp_path
         assert engine.pid not in (None, pid)
         assert engine.checkpoint_id == second
         assert engine.n_restarts == 1
+
+
+def test_an_engine_that_was_given_up_is_tried_again(stored: Stored, tmp_path: Path) -> None:
+    (tmp_path / "fail").touch()
+    own = partial(FakeEngines, options={stored.first: ["--fail-if", str(tmp_path / "fail")]})
+    with serving(stored, tmp_path, own, is_ready=False, max_failed_starts=1) as service:
+        until(lambda: service.pool.has_failed)
+        (tmp_path / "fail").unlink()
+        service.http.post("/admin/engines/engine-0/restart", headers=ADMIN)
+        until(lambda: service.pool.is_ready)
+        assert service.answering() == stored.first
 
 
 def test_each_process_of_ours_has_its_devices(stored: Stored, tmp_path: Path) -> None:
