@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import sha256
 from importlib.resources import files
@@ -24,14 +24,20 @@ from pathlib import Path
 
 import orjson
 
-from molmo_server.engine_pool import EngineAddress, EnginePool, EngineTiming, RemoteEngine
+from molmo_server.engine_pool import (
+    EngineAddress,
+    EnginePool,
+    EngineReply,
+    EngineTiming,
+    RemoteEngine,
+)
 from tests.support.conversations import draw_video
 from tests.support.engine import Wanted, engines_side_by_side
 
 Row = tuple[str, float, str]
 
 N_VIDEOS, N_HELD = 16, 10
-N_ROUNDS, N_QUESTIONS, N_CALLERS = 3, 64, 4
+N_ROUNDS, N_QUESTIONS, N_CALLERS = 6, 96, 8
 _BYTES_PER_VIDEO = 24 * 81 * 588 * 4  # frames, patches, numbers of a patch, float32
 _BLOCKS_PER_VIDEO = 4  # of 128 tokens
 
@@ -53,7 +59,22 @@ class Video:
         )
 
 
-Ask = Callable[[Video, bytes], Awaitable[None]]
+Ask = Callable[[Video, bytes], Awaitable[EngineReply]]
+
+
+@dataclass(kw_only=True)
+class Way:
+    """How one way of routing did, round by round."""
+
+    rates: list[float] = field(default_factory=list)
+    """Questions a second."""
+    n_found: int = 0
+    n_asked: int = 0
+
+    @property
+    def found(self) -> float:
+        """Percent of the questions for which the engine had the video's keys and values."""
+        return 100 * self.n_found / self.n_asked
 
 
 def bench_routing() -> Iterator[Row]:
@@ -74,9 +95,10 @@ def bench_routing() -> Iterator[Row]:
         sockets = {name: engine.socket for name, engine in engines.items()}
         by_medium, in_turn = asyncio.run(_compare(sockets, videos))
     what = f"questions about {N_VIDEOS} videos, {N_HELD} fit into an engine"
-    yield f"{what}: by medium", statistics.median(by_medium), "/s"
-    yield f"{what}: in turn", statistics.median(in_turn), "/s"
-    ratios = [a / b for a, b in zip(by_medium, in_turn, strict=True)]
+    for name, way in (("by medium", by_medium), ("in turn", in_turn)):
+        yield f"{what}: {name}", statistics.median(way.rates), "/s"
+        yield "  video found in a cache", way.found, "%"
+    ratios = [a / b for a, b in zip(by_medium.rates, in_turn.rates, strict=True)]
     yield "by medium against in turn, median of the rounds", statistics.median(ratios), "times"
     yield "  least", min(ratios), "times"
     yield "  most", max(ratios), "times"
@@ -89,10 +111,8 @@ def _video(seed: int) -> Video:
     return Video(medium=sha256(data).hexdigest(), url=url)
 
 
-async def _compare(
-    sockets: dict[str, Path], videos: list[Video]
-) -> tuple[list[float], list[float]]:
-    """Questions a second of each round: by medium, in turn."""
+async def _compare(sockets: dict[str, Path], videos: list[Video]) -> tuple[Way, Way]:
+    """By medium, in turn."""
     engines = [
         RemoteEngine(name=name, address=EngineAddress(socket=socket), timing=EngineTiming())
         for name, socket in sockets.items()
@@ -102,40 +122,47 @@ async def _compare(
     await asyncio.gather(*(engine.ready.wait() for engine in engines))
     turns = itertools.cycle(engines)
 
-    async def by_medium(video: Video, body: bytes) -> None:
+    async def by_medium(video: Video, body: bytes) -> EngineReply:
         async def body_for(engine: RemoteEngine) -> bytes:
             return body
 
         deadline = asyncio.get_running_loop().time() + 120
-        async with pool.open(
+        asked = pool.open(
             body_for, request_id="bench", deadline=deadline, whole=True, medium=video.medium
-        ):
-            pass
+        )
+        async with asked as reply:
+            return reply
 
-    async def in_turn(video: Video, body: bytes) -> None:
-        async with next(turns).open(body, request_id="bench", whole=True):
-            pass
+    async def in_turn(video: Video, body: bytes) -> EngineReply:
+        async with next(turns).open(body, request_id="bench", whole=True) as reply:
+            return reply
 
-    rates: dict[Ask, list[float]] = {by_medium: [], in_turn: []}
+    ways: dict[Ask, Way] = {by_medium: Way(), in_turn: Way()}
     numbers = itertools.count()
     for number in range(N_ROUNDS):
         drawn = random.Random(number)
         asked = [drawn.choice(videos) for _ in range(N_QUESTIONS)]
         for ask in (by_medium, in_turn) if number % 2 == 0 else (in_turn, by_medium):
             await _ask_all(ask, videos, numbers)
-            rates[ask].append(len(asked) / await _ask_all(ask, asked, numbers))
+            began = time.perf_counter()
+            n_found = await _ask_all(ask, asked, numbers)
+            ways[ask].rates.append(len(asked) / (time.perf_counter() - began))
+            ways[ask].n_found += n_found
+            ways[ask].n_asked += len(asked)
     await pool.stop(drain_s=0)
-    return rates[by_medium], rates[in_turn]
+    return ways[by_medium], ways[in_turn]
 
 
-async def _ask_all(ask: Ask, videos: list[Video], numbers: Iterator[int]) -> float:
-    """A new question about each, by a few callers side by side; the seconds it took."""
-    waiting = iter(videos)
+async def _ask_all(ask: Ask, videos: list[Video], numbers: Iterator[int]) -> int:
+    """A new question about each, by a few callers side by side; how many found their video."""
+    waiting, n_found = iter(videos), 0
 
     async def call() -> None:
+        nonlocal n_found
         for video in waiting:
-            await ask(video, video.question(next(numbers)))
+            reply = await ask(video, video.question(next(numbers)))
+            usage = orjson.loads(reply.first)["usage"]
+            n_found += bool(usage["prompt_tokens_details"]["cached_tokens"])
 
-    began = time.perf_counter()
     await asyncio.gather(*(call() for _ in range(N_CALLERS)))
-    return time.perf_counter() - began
+    return n_found
