@@ -161,8 +161,7 @@ class RemoteEngine:
         await self._drain(drain_s)
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
         await self._let_go()
         if self._session is not None:
             await self._session.close()
