@@ -1,10 +1,11 @@
-"""Times drafted tracks: two engines with molmo2-tiny, one of them drafting, asked in turn.
+"""Times drafted answers: two engines with molmo2-tiny, one of them drafting, asked in turn.
 
-Run: python -m tests.bench.drafting [clips]
+Run: python -m tests.bench.drafting [clips and pictures]
 """
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import tempfile
@@ -17,19 +18,24 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from molmo_core.clips import sample_clip, write_clip
-from molmo_core.prompts import Turn, verb_prompt
+from molmo_core.prompts import Turn, Verb, verb_prompt
+from molmo_core.scenes import draw_scene, sample_scene
 from tests.support.conversations import Conversation
 from tests.support.engine import RunningEngine, Wanted, engines_side_by_side
 
 TINY = Path(str(files("molmo_hf"))) / "checkpoints" / "molmo2-tiny"
 _FIRST_SEED = 4_000_000_000  # no clip of training or evaluation
 _PASSES = (
-    ("new clips, one at a time", 1),
-    ("again, one at a time", 1),
-    ("8 at a time", 8),
-    ("16 at a time", 16),
+    ("tracks", "tracks of new clips, one at a time", 1),
+    ("tracks", "again, one at a time", 1),
+    ("tracks", "8 at a time", 8),
+    ("tracks", "16 at a time", 16),
+    ("points", "points of new pictures, one at a time", 1),
+    ("points", "again, 8 at a time", 8),
+    ("captions", "captions, one at a time", 1),
 )
 
 
@@ -45,8 +51,17 @@ def draw_tracks(n_clips: int, folder: Path) -> Iterator[Conversation]:
         yield Conversation(name=path.stem, turns=turns, video=path.read_bytes())
 
 
-def answer(engine: RunningEngine, track: Conversation) -> tuple[int, ...]:
-    body = engine.chat(track.messages(), max_tokens=1024, return_token_ids=True)
+def draw_pictures(verb: Verb, n_pictures: int) -> Iterator[Conversation]:
+    for number in range(n_pictures):
+        scene = sample_scene(np.random.default_rng(_FIRST_SEED + number), n_objects=4)
+        png = io.BytesIO()
+        Image.fromarray(draw_scene(scene)).save(png, "PNG")
+        turns = (Turn(role="user", text=verb_prompt(verb, "the shapes", n_images=1)),)
+        yield Conversation(name=f"{verb}-{number}", turns=turns, images=(png.getvalue(),))
+
+
+def answer(engine: RunningEngine, asked: Conversation) -> tuple[int, ...]:
+    body = engine.chat(asked.messages(), max_tokens=1024, return_token_ids=True)
     return tuple(body["choices"][0]["token_ids"])
 
 
@@ -61,18 +76,18 @@ def counters(engine: RunningEngine) -> Counter[str]:
 
 
 def compare(
-    engines: dict[str, RunningEngine], tracks: list[Conversation], at_once: int
+    engines: dict[str, RunningEngine], asked: list[Conversation], at_once: int
 ) -> tuple[dict[str, float], bool]:
     """Tokens a second of each engine, and whether all answers are equal."""
     seconds = dict.fromkeys(engines, 0.0)
     answers: dict[str, list[tuple[int, ...]]] = {name: [] for name in engines}
     step = max(at_once, 4)
-    for k in range(0, len(tracks), step):
+    for k in range(0, len(asked), step):
         turn = list(engines) if k // step % 2 else list(engines)[::-1]
         for name in turn:
             began = time.perf_counter()
             with ThreadPoolExecutor(at_once) as pool:
-                answers[name] += pool.map(partial(answer, engines[name]), tracks[k : k + step])
+                answers[name] += pool.map(partial(answer, engines[name]), asked[k : k + step])
             seconds[name] += time.perf_counter() - began
     n_tokens = sum(map(len, answers["plain"]))
     rates = {name: n_tokens / seconds[name] for name in engines}
@@ -86,17 +101,21 @@ def main(n_clips: int) -> int:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        tracks = list(draw_tracks(n_clips, folder))
+        asked = {
+            "tracks": list(draw_tracks(n_clips, folder)),
+            "points": list(draw_pictures("point", n_clips)),
+            "captions": list(draw_pictures("caption", n_clips)),
+        }
         with engines_side_by_side(wanted, folder) as engines:
-            for what, at_once in _PASSES:
+            for kind, what, at_once in _PASSES:
                 before = counters(engines["drafting"])
-                rates, are_equal = compare(engines, tracks, at_once)
+                rates, are_equal = compare(engines, asked[kind], at_once)
                 new = counters(engines["drafting"]) - before
                 sys.stdout.write(
-                    f"{what:26s} {rates['plain']:6.0f} tokens/s plain, {rates['drafting']:6.0f} "
+                    f"{what:38s} {rates['plain']:6.0f} tokens/s plain, {rates['drafting']:6.0f} "
                     f"drafting: {rates['drafting'] / rates['plain']:.2f} times; "
-                    f"{1 + new['accepted_tokens'] / new['drafts']:.2f} tokens a step of "
-                    f"{new['draft_tokens'] / new['drafts']:.1f} drafted; "
+                    f"{1 + new['accepted_tokens'] / max(new['drafts'], 1):.2f} tokens a step, "
+                    f"{new['draft_tokens'] / max(new['drafts'], 1):.1f} drafted; "
                     f"answers {'equal' if are_equal else 'DIFFER'}\n"
                 )
                 sys.stdout.flush()

@@ -45,8 +45,7 @@ class EngineSettings:
     """Memory for preprocessed media, in the API process and again in the engine core."""
     has_prefix_cache: bool = True
     drafts: Drafts = "off"
-    """Whether answers that point are drafted ahead (`drafts`); "auto": where it was measured to be
-    faster, on CPUs."""
+    """Whether answers that point are drafted ahead; "auto": on CPUs."""
     is_eager: bool = True
     """Skip compilation: starts in half the time; on a GPU set False."""
     shutdown_timeout_s: int = 30
@@ -65,7 +64,7 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
     """
     config = _read_json(settings.checkpoint / "config.json")
     max_len = settings.max_model_len or config["text_config"]["max_position_embeddings"]
-    n_drafted = _N_DRAFTED if _is_drafting(settings.drafts) else 0
+    n_drafted = _N_DRAFTED if is_drafting(settings.drafts) else 0
     flags: dict[str, Any] = {
         "--model": settings.checkpoint,
         "--served-model-name": settings.served_name,
@@ -115,7 +114,8 @@ def _dtype(wanted: str, config: dict[str, Any]) -> str:
     return wanted
 
 
-def _is_drafting(wanted: Drafts) -> bool:
+def is_drafting(wanted: Drafts) -> bool:
+    """Whether engines of this installation draft; "auto": where it was measured to be faster."""
     return _is_cpu_build() if wanted == "auto" else wanted == "on"
 
 

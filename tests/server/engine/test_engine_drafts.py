@@ -46,8 +46,8 @@ def asked(name: str, text: str, **media: Any) -> Conversation:
 def tracks(tmp_path_factory: pytest.TempPathFactory) -> list[Conversation]:
     folder = tmp_path_factory.mktemp("clips")
     conversations = []
-    for seed in range(6):
-        clip = sample_clip(np.random.default_rng(seed), max_side_px=240, max_duration_s=5)
+    for seed in range(4):
+        clip = sample_clip(np.random.default_rng(seed), max_side_px=240, max_duration_s=4)
         write_clip(clip, folder / f"{seed}.mp4")
         what = f"the {clip.objects[0].colour} {clip.objects[0].shape}" if seed % 3 else "the shapes"
         question = verb_prompt("track", what, has_video=True)
@@ -110,7 +110,7 @@ def test_tracks_are_the_same_in_half_the_steps(engines, tracks) -> None:
 
 
 def test_answers_of_all_kinds_at_once_are_the_same(engines, tracks) -> None:
-    assert_equal(engines, [(one, {}) for one in [*OTHERS, *tracks[:3]]])
+    assert_equal(engines, [(one, {}) for one in [*OTHERS, *tracks[:2]]])
 
 
 def test_drafts_keep_to_a_grammar(engines, tracks) -> None:
@@ -135,7 +135,7 @@ def test_drafts_keep_to_a_grammar(engines, tracks) -> None:
         {"min_tokens": 60},
         {"stop": [";1.0"]},
         {"max_tokens": 50},
-        {"max_tokens": 600, "ignore_eos": True},  # to the end of the context
+        {"max_tokens": None, "ignore_eos": True},  # to the end of the context
     ],
 )
 def test_settings_of_a_request_hold_for_drafts(engines, tracks, fields) -> None:
