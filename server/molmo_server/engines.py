@@ -115,6 +115,7 @@ class OwnEngines:
                 max_images=settings.max_images,
                 kv_cache_gib=settings.kv_cache_gib,
                 is_eager=settings.is_eager,
+                drafts=settings.drafts,
                 n_threads=settings.engine_threads,
                 otlp_endpoint=settings.otlp_endpoint,
                 # The engine's own words then name the checkpoint, also inside streams.

@@ -78,6 +78,8 @@ class MolmoSettings(BaseSettings):
     n_threads: int | None = Field(default=None, ge=1)
     kv_cache_gib: int = Field(default=1, ge=1)
     is_eager: bool = True
+    drafts: Literal["auto", "on", "off"] = "auto"
+    """Answers that point are drafted ahead and verified many tokens a step; auto: on CPUs."""
     start_timeout_s: float = Field(default=1200, gt=0)
     health_interval_s: float = Field(default=1, gt=0)
     health_timeout_s: float = Field(default=5, gt=0)

@@ -198,7 +198,12 @@ class ChatRequest(StrictRequest):
 
 
 def check_limits(
-    request: ChatRequest, *, max_choices: int, max_logprobs: int, max_stops: int
+    request: ChatRequest,
+    *,
+    max_choices: int,
+    max_logprobs: int,
+    max_stops: int,
+    takes_min_p: bool,
 ) -> None:
     """Raises InvalidRequest for values above what this service allows."""
     n_stops = len(request.stop) if isinstance(request.stop, list) else 0
@@ -212,6 +217,12 @@ def check_limits(
             raise InvalidRequest(
                 f"got {got}{unit} in {name}, allowed are {allowed}; ask for fewer", param=name
             )
+    if request.min_p and not takes_min_p:
+        raise InvalidRequest(
+            f"min_p is {request.min_p}, and the engine drafts answers ahead, which it cannot under "
+            "min_p: leave it out or use top_p, or start the server with MOLMO_DRAFTS=off",
+            param="min_p",
+        )
 
 
 def _text(parts: list[Any]) -> str:

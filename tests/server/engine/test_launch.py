@@ -9,6 +9,7 @@ import pytest
 
 from molmo_core.errors import CheckpointError
 from molmo_server.engine import launch
+from molmo_server.engine.drafts.proposer import CoordProposer
 from molmo_server.engine.launch import EngineSettings, engine_command
 
 
@@ -68,6 +69,19 @@ def test_a_cpu_computes_in_what_the_checkpoint_says(tmp_path, monkeypatch):
     assert flags(command(folder, dtype="bfloat16")[0])["--dtype"] == "bfloat16"
     monkeypatch.setattr(launch, "distributions", lambda name: iter(()))
     assert flags(command(folder)[0])["--dtype"] == "auto", "a GPU build"
+
+
+def test_drafts_have_room_in_a_step(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "m")
+    assert "--speculative-config" not in flags(command(folder)[0])
+    drafting = flags(command(folder, drafts="on", max_num_seqs=4)[0])
+    config = json.loads(drafting["--speculative-config"])
+    assert config["method"] == "custom_class"
+    assert config["model"] == f"{CoordProposer.__module__}.{CoordProposer.__name__}"
+    assert drafting["--max-num-batched-tokens"] == str(8192 + 4 * 9)
+    assert flags(command(folder, drafts="auto", max_num_seqs=4)[0]) == drafting
+    monkeypatch.setattr(launch, "distributions", lambda name: iter(()))
+    assert "--speculative-config" not in flags(command(folder, drafts="auto")[0]), "a GPU build"
 
 
 @pytest.mark.parametrize("nested", [False, True])
