@@ -36,7 +36,7 @@ _REQUEST_BODY = {
 
 def chat_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["chat"])
-    is_own = gateway.settings.engine_url is None
+    is_own = gateway.settings.n_own_engines > 0
     takes_min_p = not (is_own and is_drafting(gateway.settings.drafts))
 
     @router.post(
