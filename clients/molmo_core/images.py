@@ -11,6 +11,7 @@ Sizes are (height, width). A *crop* is one square that the vision tower sees; a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,20 +137,28 @@ def prepare_image(pixels: NDArray[np.uint8], geometry: ImageGeometry) -> Prepare
 
     Pixels come out in −1…1; a patch is flattened row by row, channels last.
     """
-    rows, cols = tiling_of(pixels.shape[:2], geometry)
-    side, step = geometry.crop_px, geometry.window_px
-    tiled = resize_bilinear(
-        pixels, (rows * step + geometry.margin_px, cols * step + geometry.margin_px)
+    size_hw = pixels.shape[:2]
+    return PreparedImage(
+        normalised(cut_image(pixels, geometry)),
+        image_pooling(*tiling_of(size_hw, geometry), geometry),
+        grid_of(size_hw, geometry),
     )
-    crops = np.empty((1 + rows * cols, side, side, 3), dtype=np.uint8)
-    crops[0] = resize_bilinear(pixels, (side, side))
+
+
+def cut_image(pixels: NDArray[np.uint8], geometry: ImageGeometry) -> NDArray[np.uint8]:
+    """The crops of `prepare_image` as bytes: (1 + tiles, patches, patch_px² · 3)."""
+    rows, cols = tiling_of(pixels.shape[:2], geometry)
+    side, step, n = geometry.crop_px, geometry.window_px, geometry.crop_patches
+    tiled_hw = (rows * step + geometry.margin_px, cols * step + geometry.margin_px)
+    # Tiles overlap by whole patches: the picture is cut into patches once for all of them.
+    patches = _patch_grid(resize_bilinear(pixels, tiled_hw), geometry.patch_px)
+    crops = np.empty((1 + rows * cols, n, n, patches.shape[2]), dtype=np.uint8)
+    crops[0] = _patch_grid(resize_bilinear(pixels, (side, side)), geometry.patch_px)
+    step //= geometry.patch_px
     for tile in range(rows * cols):
         top, left = (tile // cols) * step, (tile % cols) * step
-        crops[1 + tile] = tiled[top : top + side, left : left + side]
-    pooling = image_pooling(rows, cols, geometry)
-    return PreparedImage(
-        to_patches(crops, geometry.patch_px), pooling, grid_of(pixels.shape[:2], geometry)
-    )
+        crops[1 + tile] = patches[top : top + n, left : left + n]
+    return crops.reshape(len(crops), n * n, -1)
 
 
 def image_pooling(rows: int, cols: int, geometry: ImageGeometry) -> NDArray[np.int64]:
@@ -203,18 +212,33 @@ def pool_indices(grid: NDArray[np.int64], pooling_hw: tuple[int, int]) -> NDArra
     return windows.reshape(height * width, pool_h * pool_w)
 
 
-def to_patches(crops: NDArray[np.uint8], patch_px: int) -> NDArray[np.float32]:
-    """(N, S, S, 3) bytes → (N, patches, patch_px² · 3) in −1…1."""
+def to_patches(crops: NDArray[np.uint8], patch_px: int) -> NDArray[np.uint8]:
+    """(N, S, S, 3) bytes → (N, patches, patch_px² · 3), still bytes."""
     n, side = crops.shape[0], crops.shape[1]
-    per_side = side // patch_px
-    blocks = crops.reshape(n, per_side, patch_px, per_side, patch_px, 3).transpose(0, 1, 3, 2, 4, 5)
-    flat = blocks.reshape(n, per_side * per_side, patch_px * patch_px * 3)
-    return _NORMALISED[flat]
+    # Crops one above the other are one tall picture whose patches stand in the same order.
+    grid = _patch_grid(crops.reshape(n * side, side, 3), patch_px)
+    return grid.reshape(n, (side // patch_px) ** 2, -1)
 
 
-# Normalising a byte has 256 outcomes: the steps of the released processor, (v/255 − 0.5) / 0.5.
-_HALF = np.float32(0.5)
-_NORMALISED = (np.arange(256, dtype=np.float32) / np.float32(255) - _HALF) / _HALF
+def _patch_grid(pixels: NDArray[np.uint8], patch_px: int) -> NDArray[np.uint8]:
+    """(H, W, 3) → (H / patch, W / patch, patch² · 3)."""
+    height, width = pixels.shape[0] // patch_px, pixels.shape[1] // patch_px
+    blocks = pixels.reshape(height, patch_px, width, patch_px * 3).transpose(0, 2, 1, 3)
+    return blocks.reshape(height, width, -1)
+
+
+def normalised(patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Bytes → −1…1, by the steps of the released processor: (v/255 − 0.5) / 0.5."""
+    values = np.empty(patches.shape, dtype=np.float32)
+    for crop, into in zip(patches, values, strict=True):  # one at a time stays in the cache
+        np.divide(crop, np.float32(255), out=into, dtype=np.float32)
+        into -= np.float32(0.5)
+        into *= np.float32(2)  # exactly what dividing by a half gives
+    return values
+
+
+_ROWS_AT_ONCE = 16
+_MAX_PLANS = 8
 
 
 def resize_bilinear(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
@@ -227,16 +251,50 @@ def resize_bilinear(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDAr
     height, width = pixels.shape[:2]
     if (height, width) == tuple(size_hw):
         return pixels
-    top, bottom, row_weight = _taps(height, size_hw[0])
-    left, right, col_weight = _taps(width, size_hw[1])
-    upper, lower = pixels[top].astype(np.float32), pixels[bottom].astype(np.float32)
-    w_right, w_bottom = col_weight[None, :, None], row_weight[:, None, None]
-    w_left, w_top = np.float32(1) - w_right, np.float32(1) - w_bottom
-    # In torch's order of operations: halves must fall on the same side.
-    above = w_left * upper[:, left] + w_right * upper[:, right]
-    below = w_left * lower[:, left] + w_right * lower[:, right]
-    resized: NDArray[np.uint8] = np.rint(w_top * above + w_bottom * below).astype(np.uint8)
-    return resized
+    plan = _resize_plan(height, width, *size_hw)
+    lines = np.ascontiguousarray(pixels).reshape(height, width * 3)
+    resized = np.empty((size_hw[0], size_hw[1] * 3), dtype=np.uint8)
+    # In torch's order of operations, along rows first: halves must fall on the same side.
+    for part, used, places, w_top, w_bottom in plan.blocks:
+        taken = lines[used]
+        along = taken.take(plan.left, axis=1, mode="clip") * plan.w_left
+        along += taken.take(plan.right, axis=1, mode="clip") * plan.w_right
+        n = len(places) // 2
+        above, below = along[places[:n]], along[places[n:]]
+        above *= w_top
+        below *= w_bottom
+        above += below
+        np.rint(above, out=above)
+        np.copyto(resized[part], above, casting="unsafe")
+    return resized.reshape(*size_hw, 3)
+
+
+class _ResizePlan(NamedTuple):
+    """What resizing knows before it sees pixels; a row of pixels is one of values, three each."""
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    w_left: NDArray[np.float32]
+    w_right: NDArray[np.float32]
+    blocks: list[tuple[slice, NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]]
+    """A few output rows each, so that the work stays in the cache: which they are, the input rows
+    they need, the place of each one's upper and then of each one's lower among those, weights."""
+
+
+@lru_cache(maxsize=_MAX_PLANS)
+def _resize_plan(height: int, width: int, to_height: int, to_width: int) -> _ResizePlan:
+    """Frames of a video and the pictures of a camera are all of one size."""
+    top, bottom, row_weight = _taps(height, to_height)
+    left, right, col_weight = _taps(width, to_width)
+    values = np.arange(3)
+    left, right = ((taps[:, None] * 3 + values).reshape(-1) for taps in (left, right))
+    w_right, w_bottom = np.repeat(col_weight, 3), row_weight[:, None]
+    blocks = []
+    for begin in range(0, to_height, _ROWS_AT_ONCE):
+        part = slice(begin, begin + _ROWS_AT_ONCE)
+        used, places = np.unique(np.concatenate([top[part], bottom[part]]), return_inverse=True)
+        blocks.append((part, used, places, np.float32(1) - w_bottom[part], w_bottom[part]))
+    return _ResizePlan(left, right, np.float32(1) - w_right, w_right, blocks)
 
 
 def _taps(n_in: int, n_out: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:

@@ -20,7 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmo_core.errors import InvalidMedia
-from molmo_core.images import ImageGrid, PreparedImage, pool_indices, resize_bilinear, to_patches
+from molmo_core.images import (
+    ImageGrid,
+    PreparedImage,
+    normalised,
+    pool_indices,
+    resize_bilinear,
+    to_patches,
+)
 from molmo_core.tokens import FRAME_END, FRAME_START, IM_COL, IM_END, IM_PATCH, IM_START
 
 SampleMode = Literal["uniform_last_frame", "fps"]
@@ -204,4 +211,4 @@ def prepare_frames(
     offsets = (np.arange(len(crops)) * per_side * per_side)[:, None, None]
     pooling = np.where(one[None] >= 0, one[None] + offsets, -1).reshape(-1, one.shape[1])
     grid = ImageGrid(geometry.frame_rows, geometry.frame_cols, 0, 0)
-    return PreparedImage(to_patches(crops, geometry.patch_px), pooling, grid)
+    return PreparedImage(normalised(to_patches(crops, geometry.patch_px)), pooling, grid)

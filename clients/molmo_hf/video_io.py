@@ -1,7 +1,8 @@
 """Decode chosen frames of a video file, and only those.
 
-torchcodec where it loads, PyAV otherwise; both take the frame that is displayed at a time, by
-presentation order, and turn it as the file's display matrix says. Knows: codecs. Does not know:
+PyAV for the common kind of file, of which it decodes less; torchcodec where it loads, PyAV
+otherwise, for all others. Both take the frame that is displayed at a time, by presentation order,
+turn it as the file's display matrix says, and give the same bytes. Knows: codecs. Does not know:
 which times to choose (`molmo_core.videos`), prompts. Imported by nothing an export carries.
 """
 
@@ -24,6 +25,7 @@ Source = bytes | str | PathLike[str]
 Frame = NDArray[np.uint8]
 
 _FRAMES_AT_ONCE = 16
+_8_BITS = frozenset(f"yuv{j}{sampling}p" for j in ("", "j") for sampling in (420, 422, 444))
 _SEEK_FROM_S = 4.0  # decoding on is cheaper than seeking when the next frame is nearer
 
 
@@ -42,10 +44,9 @@ def decode_frames(
     info = info or probe_video(source)
     indices = [info.frame_at(t) for t in times_s]
     wanted = sorted(set(indices))
-    decode = _decode_torchcodec if _has_torchcodec() else decode_pyav
     frames: dict[int, Frame] = {}
     try:
-        for index, frame in zip(wanted, decode(source, wanted, info), strict=True):
+        for index, frame in zip(wanted, _decode(source, wanted, info), strict=True):
             frames[index] = resize_bilinear(frame, size_hw) if size_hw else frame
     except (RuntimeError, ValueError, OSError, IndexError) as error:
         raise InvalidMedia(
@@ -53,6 +54,14 @@ def decode_frames(
             "send a complete file"
         ) from error
     return np.stack([frames[i] for i in indices])
+
+
+def _decode(source: Source, indices: Sequence[int], info: VideoInfo) -> Iterator[Frame]:
+    with _opened(source) as container:
+        if _is_common(container.streams.video[0].codec_context) or not _has_torchcodec():
+            yield from _decode_opened(container, indices, info)
+            return
+    yield from _decode_torchcodec(source, indices)
 
 
 def _has_torchcodec() -> bool:
@@ -63,7 +72,7 @@ def _has_torchcodec() -> bool:
     return True
 
 
-def _decode_torchcodec(source: Source, indices: Sequence[int], _: VideoInfo) -> Iterator[Frame]:
+def _decode_torchcodec(source: Source, indices: Sequence[int]) -> Iterator[Frame]:
     from torchcodec.decoders import VideoDecoder
 
     opened: Any = source if isinstance(source, bytes) else str(source)
@@ -75,21 +84,46 @@ def _decode_torchcodec(source: Source, indices: Sequence[int], _: VideoInfo) -> 
 
 def decode_pyav(source: Source, indices: Sequence[int], info: VideoInfo) -> Iterator[Frame]:
     """Decode the frames with ascending `indices`; seeks over long gaps."""
-    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    with av.open(opened, mode="r") as container:
-        stream = container.streams.video[0]
-        base = stream.time_base
-        assert base is not None  # probe_video read times with it
-        reached_s = 0.0
-        decoded = container.decode(stream)
-        for index in indices:
-            time_s = info.frame_times_s[index]
-            wanted_pts = round((time_s + info.begin_s) / base)
-            if time_s - reached_s > _SEEK_FROM_S:
-                container.seek(wanted_pts, stream=stream, backward=True)
-                decoded = container.decode(stream)
-            yield _upright(next(f for f in decoded if f.pts is not None and f.pts >= wanted_pts))
-            reached_s = time_s
+    with _opened(source) as container:
+        yield from _decode_opened(container, indices, info)
+
+
+def _decode_opened(container: Any, indices: Sequence[int], info: VideoInfo) -> Iterator[Frame]:
+    stream = container.streams.video[0]
+    base = stream.time_base
+    assert base is not None  # probe_video read times with it
+    wanted = [round((info.frame_times_s[index] + info.begin_s) / base) for index in indices]
+    reached = round(info.begin_s / base)
+    decoded = _decoded(container, stream, set(wanted))
+    for pts in wanted:
+        if (pts - reached) * base > _SEEK_FROM_S:
+            container.seek(pts, stream=stream, backward=True)
+            decoded = _decoded(container, stream, set(wanted))
+        yield _upright(next(f for f in decoded if f.pts is not None and f.pts >= pts))
+        reached = pts
+
+
+def _decoded(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
+    """Frames from here on; of H.264 without those that are neither wanted nor needed for others.
+
+    Other codecs mark such frames for one layer of time only, in which a wanted one may need them.
+    """
+    context = stream.codec_context
+    can_skip = _is_common(context)
+    for packet in container.demux(stream):
+        if can_skip:
+            is_needed = packet.pts is None or packet.pts in wanted
+            context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+        yield from packet.decode()
+
+
+def _is_common(context: Any) -> bool:
+    """H.264 in 8 bits. Of 10 bits PyAV and torchcodec give other colours: torchcodec's hold."""
+    return context.name == "h264" and context.pix_fmt in _8_BITS
+
+
+def _opened(source: Source) -> Any:
+    return av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), mode="r")
 
 
 def _upright(frame: Any) -> Frame:
