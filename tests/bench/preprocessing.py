@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from molmo_core.images import ImageGeometry, prepare_image
-from molmo_core.videos import VideoGeometry, prepare_frames, probe_video, sample_times
+from molmo_core.videos import VideoGeometry, prepare_frames
 from molmo_hf.image_processing_molmo2 import rgb_pixels
-from molmo_hf.video_io import decode_frames
+from molmo_hf.video_io import sample_file
 from tests.bench.plain import Plain, plain_image, plain_video
 
 Row = tuple[str, float, str]
@@ -51,7 +51,7 @@ def _bench_images() -> Iterator[Row]:
 
 
 def _bench_videos() -> Iterator[Row]:
-    for width, height in ((640, 360), (1280, 720)):
+    for width, height in ((320, 240), (640, 360), (1280, 720)):
         file = drawn_video(width, height, n_frames=150)
         yield from _compared(
             f"video of 5 s, {width} × {height}, from the file",
@@ -68,11 +68,7 @@ def ours_image(pixels: NDArray[np.uint8]) -> Plain:
 
 def ours_video(file: bytes) -> Plain:
     geometry = VideoGeometry()
-    info = probe_video(file)
-    times = sample_times(info.duration_s, geometry, source_fps=info.fps)
-    side = geometry.crop_px
-    frames = decode_frames(file, times, info=info, size_hw=(side, side))
-    prepared = prepare_frames(frames, geometry)
+    prepared = prepare_frames(sample_file(file, geometry).frames, geometry)
     return Plain(prepared.crops, prepared.pooling)
 
 

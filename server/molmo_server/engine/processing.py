@@ -30,7 +30,7 @@ from vllm.multimodal.inputs import MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
-from molmo_core.images import ImageGrid, image_tokens
+from molmo_core.images import MOST_CROPS, ImageGrid, image_tokens
 from molmo_core.tokens import SpecialIds
 from molmo_core.videos import frame_tokens, timestamp_text
 from molmo_hf.video_processing_molmo2 import FRAME_TIMES
@@ -68,23 +68,21 @@ class FaithfulProcessor(Molmo2MultiModalProcessor):
     def _apply_hf_processor_main(
         self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]
     ) -> BatchFeature:
-        if hf_kwargs:
-            raise ValueError(
-                f"processor settings {sorted(hf_kwargs)} cannot be set for a request: they are "
-                "those the checkpoint was trained with; leave mm_processor_kwargs out"
-            )
+        max_crops = _asked_crops(hf_kwargs)
         hf_data, _, passthrough = self._get_hf_mm_inputs(mm_items, {})
         processed: dict[str, torch.Tensor] = {}
         if images := hf_data.get("images"):
-            processed |= self._process_images(images)
+            processed |= self._process_images(images, max_crops)
         if videos := hf_data.get("videos"):
             processed |= self._process_videos(videos)
         return self._finalize_hf_mm_data(hf_data, {}, passthrough, BatchFeature(processed))
 
-    def _process_images(self, images: Sequence[Any]) -> dict[str, torch.Tensor]:
+    def _process_images(
+        self, images: Sequence[Any], max_crops: int | None
+    ) -> dict[str, torch.Tensor]:
         """One crop tensor for all images; sizes of each are counted beside it."""
         outputs = self.info.get_hf_processor().image_processor(
-            images=[_rgb(image) for image in images], return_tensors="pt"
+            images=[_rgb(image) for image in images], max_crops=max_crops, return_tensors="pt"
         )
         geometry, ids = self.info.get_hf_processor().image_geometry(), self.info.ids
         grids = [ImageGrid(*grid) for grid in outputs["image_grids"].tolist()]
@@ -154,6 +152,19 @@ class FaithfulProcessor(Molmo2MultiModalProcessor):
             PromptReplacement("image", [ids[IMAGE_PROMPT]], image_layout),
             PromptReplacement("video", [ids[VIDEO_PROMPT]], video_layout),
         ]
+
+
+def _asked_crops(hf_kwargs: Mapping[str, object]) -> int | None:
+    """The one setting that a request may bring (checked by the gateway, and here again)."""
+    asked = dict(hf_kwargs)
+    max_crops = asked.pop("max_crops", None)
+    is_allowed = max_crops is None or (type(max_crops) is int and 1 <= max_crops <= MOST_CROPS)
+    if asked or not is_allowed:
+        raise ValueError(
+            f"got the processor settings {dict(hf_kwargs)}; allowed is max_crops from 1 to "
+            f"{MOST_CROPS}, all else is as the checkpoint was trained: leave it out"
+        )
+    return max_crops  # type: ignore[return-value]
 
 
 def frame_times_s(metadata: Mapping[str, Any]) -> list[float]:
