@@ -6,6 +6,7 @@ Source: `molmo_core.api`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -28,6 +29,8 @@ class Generation(TypedDict, total=False):
     max_tokens: int | None
     temperature: float
     seed: int | None
+    media_options: api.MediaOptions | Mapping[str, Any] | None
+    """How closely media are looked at: `{"max_crops": 12}`, `{"fps": 1, "start": 2, "end": 9.5}`."""
     constrained: bool | None
     """Of point, count and track."""
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError, from_json
 
 DataUrl = Annotated[
     str,
@@ -18,6 +18,8 @@ DataUrl = Annotated[
         "an uploaded file, an https URL where the server fetches those"
     ),
 ]
+MOST_CROPS, MOST_FRAMES, MOST_FPS = 24, 384, 30.0
+"""That may be asked for: crops and frames as many as Molmo2 was trained with at most."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """What a random generator of the engine takes."""
 
@@ -46,6 +48,44 @@ def _unknown_field(model: type[BaseModel], name: str) -> PydanticCustomError:
     )
 
 
+Seconds = Annotated[float, Field(ge=0, strict=False, allow_inf_nan=False)]
+
+
+def _from_form(options: Any) -> Any:
+    """Forms send an object as text."""
+    if not isinstance(options, str):
+        return options
+    try:
+        return from_json(options)
+    except ValueError as error:
+        raise ValueError('this is no JSON; send an object, as {"max_crops": 12}') from error
+
+
+class MediaOptions(StrictRequest):
+    """How closely media are looked at; what is left out is as the model was trained."""
+
+    model_config = ConfigDict(frozen=True)
+
+    max_crops: Annotated[int, Field(ge=1, le=MOST_CROPS)] | None = None
+    """Of pictures: most tiles that one is cut into."""
+    max_frames: Annotated[int, Field(ge=1, le=MOST_FRAMES)] | None = None
+    """Of a video: most frames that are sampled; beyond, they are spread evenly."""
+    fps: Annotated[float, Field(gt=0, le=MOST_FPS, strict=False, allow_inf_nan=False)] | None = None
+    """Of a video: frames that are sampled a second."""
+    start: Seconds | None = None
+    end: Seconds | None = None
+    """Of a video: only this part is sampled. Times in typed answers stay those of the file; the
+    model, and what it writes, counts from the part's start, as it was trained."""
+
+    @model_validator(mode="after")
+    def _has_a_part(self) -> Self:
+        if self.end is not None and (self.start or 0.0) >= self.end:
+            raise ValueError(
+                f"got the part from {self.start or 0:g} to {self.end:g} s; give a later end"
+            )
+        return self
+
+
 class GenerationOptions(StrictRequest):
     """How the answer is generated; every verb takes these."""
 
@@ -54,6 +94,7 @@ class GenerationOptions(StrictRequest):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, strict=False, allow_inf_nan=False)] = 0.0
     seed: Seed | None = None
+    media_options: Annotated[MediaOptions, BeforeValidator(_from_form)] | None = None
 
 
 class MediaFields(GenerationOptions):

@@ -20,10 +20,6 @@ from numpy.typing import NDArray
 from molmo_core.tokens import IM_COL, IM_END, IM_PATCH, IM_START, LOW_RES_IM_START
 
 
-MOST_CROPS = 24
-"""Of one picture: as many as Molmo2 was trained with at most."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ImageGeometry:
     """How images are cut; the defaults are those of the released checkpoints."""

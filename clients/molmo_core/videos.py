@@ -32,8 +32,6 @@ from molmo_core.images import (
 from molmo_core.tokens import FRAME_END, FRAME_START, IM_COL, IM_END, IM_PATCH, IM_START
 
 SampleMode = Literal["uniform_last_frame", "fps"]
-MOST_FRAMES, MOST_FPS = 384, 30.0
-"""That may be asked for: frames as many as Molmo2 was trained with at most."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import base64
 import io
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import orjson
@@ -56,6 +56,13 @@ class OwnEngines:
     """Short and private: a socket's path may have 107 characters."""
     log_dir: Path
 
+    @cached_property
+    def media_folder(self) -> Path:
+        """Where engines find the files that requests name."""
+        folder = self.socket_dir / "media"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
     def engine(
         self, checkpoint: Checkpoint, name: str, *, is_on_trial: bool = False
     ) -> SupervisedEngine:
@@ -74,6 +81,7 @@ class OwnEngines:
             warm_ups=_warm_ups(settings.served_name),
         )
         engine.checkpoint_id = checkpoint.id
+        engine.media_folder = self.media_folder
         return engine
 
     def process(self, checkpoint: Checkpoint, name: str) -> EngineProcess:
@@ -91,6 +99,8 @@ class OwnEngines:
                 kv_cache_gib=settings.kv_cache_gib,
                 is_eager=settings.is_eager,
                 n_threads=settings.engine_threads,
+                frame_cache_gib=settings.frame_cache_gib,
+                media_folder=self.media_folder,
                 # The engine's own words then name the checkpoint, also inside streams.
                 extra_arguments=(
                     *("--fingerprint-mode", "custom"),

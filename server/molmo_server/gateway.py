@@ -8,14 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
 
 from molmo_core import api
-from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, NotFound
+from molmo_core.api_requests import MediaOptions
+from molmo_core.errors import (
+    EngineFailed,
+    EngineUnavailable,
+    InvalidRequest,
+    MolmoError,
+    NotFound,
+)
 from molmo_core.prompts import Turn
 from molmo_server.admission import Admission
 from molmo_server.answers.grammar import AnswerForm, answer_grammar
@@ -23,10 +31,13 @@ from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Trial
 from molmo_server.media.gate import CheckedMedia, MediaGate
+from molmo_server.media.handing import HandedFiles
+from molmo_server.media.options import check_options, engine_fields
 from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Metrics
 from molmo_server.tenancy.callers import Caller
+from molmo_server.tenancy.salts import TenantSalts
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +56,7 @@ class Question:
     """Passed on to the engine as they are."""
     form: AnswerForm | None = None
     """The answer is decoded under the grammar of this form."""
+    media_options: MediaOptions = field(default_factory=MediaOptions)
     caller: Caller = field(default_factory=Caller)
 
 
@@ -63,6 +75,7 @@ class Gateway:
     media: MediaGate
     admission: Admission
     metrics: Metrics
+    salts: TenantSalts = field(default_factory=TenantSalts)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
     """Requests that nobody waits for."""
 
@@ -78,10 +91,14 @@ class Gateway:
         """Admit, check and ask; the engine's first bytes have arrived when the block begins."""
         self._check_model(question.model)
         turns = check_turns(question.turns, system=question.system)
+        n_images, n_videos = len(question.image_urls), len(question.video_urls)
+        check_options(question.media_options, n_images=n_images, n_videos=n_videos)
         self.engines.check_hope()
-        async with self.admission.admit(question.caller.tenant) as deadline:
-            media = await self.media.check(question.image_urls, question.video_urls)
+        tenant = question.caller.tenant
+        async with self.admission.admit(tenant) as deadline, AsyncExitStack() as stack:
+            media = await self.media.check(question.image_urls, question.video_urls, owner=tenant)
             asked = Asked(gateway=self, question=question, turns=turns, media=media)
+            stack.callback(asked.files.clear)
             named = question.model if question.model != self.settings.served_name else None
             async with self.engines.open(
                 asked.body_for,
@@ -135,6 +152,8 @@ class Gateway:
         except MolmoError as error:  # refused: a shorter context, other limits
             logger.info("the engine on trial refuses %s: %s", request_id, error.message)
             is_same = False
+        finally:
+            asked.files.clear()
         trial.figures.n_compared += 1
         trial.figures.n_same += is_same
 
@@ -176,6 +195,7 @@ class Asked:
     question: Question
     turns: tuple[Turn, ...]
     media: CheckedMedia
+    files: HandedFiles = field(default_factory=HandedFiles)
     prompt: Prompt = field(init=False)
     """As the engine that was asked last sees it."""
 
@@ -186,7 +206,14 @@ class Asked:
         """
         checkpoint = self.gateway.live.of(engine.checkpoint_id)
         settings = self.gateway.settings
-        self.prompt = await measure(self.turns, self.media, checkpoint)
+        looked_at = self.question.media_options
+        if not engine.takes_media_options and looked_at != MediaOptions():
+            raise InvalidRequest(
+                "got media_options, which this server's engine does not know: it is not one of "
+                "ours; leave them out",
+                param="media_options",
+            )
+        self.prompt = await measure(self.turns, self.media, checkpoint, looked_at)
         budget = answer_budget(
             self.prompt,
             checkpoint,
@@ -199,10 +226,16 @@ class Asked:
             grammar = answer_grammar(self.question.form, self.prompt, budget)
             options = {**options, "structured_outputs": {"grammar": grammar}}
         self.question.caller.pay(self.prompt.n_visual_tokens)
+        salt = self.gateway.salts.of(self.question.caller.tenant)
+        if salt:
+            options = {**options, "cache_salt": salt}
+        if engine.takes_media_options and self.media != CheckedMedia():
+            options = options | engine_fields(looked_at, tenant_salt=salt)
+        url_of = partial(self.files.url, folder=engine.media_folder)
         return orjson.dumps(
             {
                 "model": settings.served_name,
-                "messages": self.prompt.messages(),
+                "messages": await self.prompt.messages(url_of),
                 "max_tokens": budget,
                 **options,
             }

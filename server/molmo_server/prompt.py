@@ -10,17 +10,20 @@ Knows: chat layout (through `molmo_core.prompts`), token counts. Does not know: 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from molmo_core.api_requests import MediaOptions
 from molmo_core.errors import ControlTokenInText, InvalidRequest, PromptTooLong
-from molmo_core.images import count_image_tokens, grid_of
+from molmo_core.images import ImageGeometry, count_image_tokens, grid_of
 from molmo_core.prompts import Turn, fold_system, render_chat
 from molmo_core.tokens import IM_PATCH, IMAGE, VIDEO, find_control_token
-from molmo_core.videos import frame_tokens, timestamp_text
+from molmo_core.videos import VideoGeometry, frame_tokens, timestamp_text
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.media.gate import CheckedMedia
+from molmo_server.media.handing import MediaFile
+from molmo_server.media.options import image_geometry, video_geometry
 
 _LONG_TEXT_CHARS = 20_000
 """From here on counting leaves the event loop: it takes longer than a millisecond or two."""
@@ -35,10 +38,10 @@ class Prompt:
     n_visual_tokens: int
     """Those of them that stand for what is seen."""
 
-    def messages(self) -> list[dict[str, Any]]:
+    async def messages(self, url_of: Callable[[MediaFile], Awaitable[str]]) -> list[dict[str, Any]]:
         """As the engine's chat endpoint takes them."""
         first, *later = self.turns
-        content = [*self.media.parts(), {"type": "text", "text": first.text}]
+        content = [*await self.media.parts(url_of), {"type": "text", "text": first.text}]
         return [
             {"role": first.role, "content": content},
             *({"role": turn.role, "content": turn.text} for turn in later),
@@ -67,45 +70,69 @@ def check_turns(turns: Sequence[Turn], *, system: str = "") -> tuple[Turn, ...]:
     return folded
 
 
-async def measure(turns: tuple[Turn, ...], media: CheckedMedia, checkpoint: Checkpoint) -> Prompt:
+@dataclass(frozen=True, kw_only=True)
+class _Counting:
+    """A checkpoint, and the geometry that it looks at this request's media with."""
+
+    checkpoint: Checkpoint
+    image: ImageGeometry
+    video: VideoGeometry
+
+    def count_tokens(self, text: str) -> int:
+        return self.checkpoint.count_tokens(text)
+
+
+async def measure(
+    turns: tuple[Turn, ...],
+    media: CheckedMedia,
+    checkpoint: Checkpoint,
+    options: MediaOptions | None = None,
+) -> Prompt:
     """Sample the video's frames and count the prompt's tokens, as `checkpoint` has them.
 
-    Raises PromptTooLong when no room is left for an answer.
+    Raises PromptTooLong when no room is left for an answer, InvalidRequest for a part of a video
+    that it does not have.
     """
-    media = media.sampled(checkpoint.video)
+    options = options or MediaOptions()
+    counting = _Counting(
+        checkpoint=checkpoint,
+        image=image_geometry(checkpoint.image, options),
+        video=video_geometry(checkpoint.video, options),
+    )
+    media = media.sampled(counting.video)
     text = render_chat(turns, n_images=len(media.images), n_videos=int(media.video is not None))
     at_least = -(-len(text) // checkpoint.longest_token_chars)
     if at_least >= checkpoint.max_model_len:
         raise _too_long(f"at least {at_least:,}", checkpoint)
     if len(text) > _LONG_TEXT_CHARS:
-        n_tokens = await asyncio.to_thread(_count, text, media, checkpoint)
+        n_tokens = await asyncio.to_thread(_count, text, media, counting)
     else:
-        n_tokens = _count(text, media, checkpoint)
+        n_tokens = _count(text, media, counting)
     if n_tokens >= checkpoint.max_model_len:
         raise _too_long(f"{n_tokens:,}", checkpoint)
-    n_visual_tokens = _count_visual(media, checkpoint)
+    n_visual_tokens = _count_visual(media, counting)
     return Prompt(turns=turns, media=media, n_tokens=n_tokens, n_visual_tokens=n_visual_tokens)
 
 
-def _count(text: str, media: CheckedMedia, checkpoint: Checkpoint) -> int:
+def _count(text: str, media: CheckedMedia, by: _Counting) -> int:
     """BOS, the text, and for each placeholder what it unfolds to."""
-    n_tokens = 1 + checkpoint.count_tokens(text)
+    n_tokens = 1 + by.count_tokens(text)
     for image in media.images:
-        n_tokens += count_image_tokens(image.size_hw, checkpoint.image)
-    n_tokens -= len(media.images) * checkpoint.count_tokens(IMAGE)
+        n_tokens += count_image_tokens(image.size_hw, by.image)
+    n_tokens -= len(media.images) * by.count_tokens(IMAGE)
     if media.video is not None:
         times = media.video.frame_times_s
-        n_tokens += len(times) * len(frame_tokens(checkpoint.video))
+        n_tokens += len(times) * len(frame_tokens(by.video))
         stamps = [timestamp_text(t, is_first=k == 0) for k, t in enumerate(times)]
-        n_tokens += sum(map(checkpoint.count_tokens, stamps)) - checkpoint.count_tokens(VIDEO)
+        n_tokens += sum(map(by.count_tokens, stamps)) - by.count_tokens(VIDEO)
     return n_tokens
 
 
-def _count_visual(media: CheckedMedia, checkpoint: Checkpoint) -> int:
-    grids = [grid_of(image.size_hw, checkpoint.image) for image in media.images]
+def _count_visual(media: CheckedMedia, by: _Counting) -> int:
+    grids = [grid_of(image.size_hw, by.image) for image in media.images]
     n_tokens = sum(g.low_rows * g.low_cols + g.high_rows * g.high_cols for g in grids)
     if media.video is not None:
-        n_tokens += len(media.video.frame_times_s) * frame_tokens(checkpoint.video).count(IM_PATCH)
+        n_tokens += len(media.video.frame_times_s) * frame_tokens(by.video).count(IM_PATCH)
     return n_tokens
 
 

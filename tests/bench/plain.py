@@ -89,7 +89,9 @@ def _neighbours(
     n_in: int, n_out: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     half = np.float32(0.5)
-    at = np.maximum(np.float32(n_in / n_out) * (np.arange(n_out, dtype=np.float32) + half) - half, 0)
+    at = np.maximum(
+        np.float32(n_in / n_out) * (np.arange(n_out, dtype=np.float32) + half) - half, 0
+    )
     first = np.minimum(at.astype(np.int64), n_in - 1)
     return first, np.minimum(first + 1, n_in - 1), (at - first).astype(np.float32)
 
@@ -133,7 +135,8 @@ def _all_frames(file: bytes) -> tuple[list[NDArray[np.uint8]], NDArray[np.float6
     """(frames, the time each is shown from, the end), seconds from the first frame."""
     with av.open(io.BytesIO(file)) as container:
         stream = container.streams.video[0]
-        assert stream.time_base is not None and stream.average_rate is not None
+        assert stream.time_base is not None
+        assert stream.average_rate is not None
         decoded = [
             (float((frame.pts or 0) * stream.time_base), frame.to_ndarray(format="rgb24"))
             for frame in container.decode(stream)

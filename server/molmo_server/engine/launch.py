@@ -17,8 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from molmo_core.api_requests import MOST_FRAMES
 from molmo_core.errors import CheckpointError
-from molmo_core.videos import MOST_FRAMES, VideoGeometry
+from molmo_core.videos import VideoGeometry
 
 
 @dataclass(frozen=True, kw_only=True)

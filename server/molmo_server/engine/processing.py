@@ -30,7 +30,8 @@ from vllm.multimodal.inputs import MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
-from molmo_core.images import MOST_CROPS, ImageGrid, image_tokens
+from molmo_core.api_requests import MOST_CROPS
+from molmo_core.images import ImageGrid, image_tokens
 from molmo_core.tokens import SpecialIds
 from molmo_core.videos import frame_tokens, timestamp_text
 from molmo_hf.video_processing_molmo2 import FRAME_TIMES

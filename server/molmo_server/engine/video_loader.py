@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from prometheus_client import Counter
 from vllm.multimodal.video import VideoLoader
 
+from molmo_core.api_requests import MOST_FPS
 from molmo_core.errors import InvalidRequest
-from molmo_core.videos import MOST_FPS, VideoGeometry
+from molmo_core.videos import VideoGeometry
 from molmo_hf.video_io import sample_file
 from molmo_hf.video_processing_molmo2 import FRAME_TIMES
 from molmo_server.engine.frame_cache import DecodedClip, FrameCache
@@ -94,9 +95,7 @@ def _geometry(num_frames: int, settings: dict[str, Any]) -> VideoGeometry:
     asked_fps, start_s = settings.get("asked_fps"), settings.get("start_s", 0.0)
     end_s = settings.get("end_s")
     if not 1 <= num_frames <= settings["most_frames"]:
-        raise ValueError(
-            f"got num_frames {num_frames}, allowed are 1 to {settings['most_frames']}; ask for those"
-        )
+        raise ValueError(f"got num_frames {num_frames}, allowed are 1 to {settings['most_frames']}")
     if asked_fps is not None and not 0 < asked_fps <= MOST_FPS:
         raise ValueError(f"got asked_fps {asked_fps}, allowed are up to {MOST_FPS:g}; ask for less")
     if not all(math.isfinite(t) and t >= 0 for t in (start_s, end_s or 0.0)):

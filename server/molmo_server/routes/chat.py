@@ -71,6 +71,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
             model=call.model,
             max_tokens=call.asked_tokens,
             options=call.engine_options(is_counted=caller.is_counted),
+            media_options=call.media_options or api.MediaOptions(),
             caller=caller,
         )
 

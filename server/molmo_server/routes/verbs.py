@@ -64,7 +64,8 @@ def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) 
 def _documented_body(spec: VerbSpec) -> dict[str, Any]:
     files = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
     files["video"] = {"type": "string", "format": "binary"}
-    others = spec.request.model_json_schema()["properties"].items()
+    template = "#/components/schemas/{model}"
+    others = spec.request.model_json_schema(ref_template=template)["properties"].items()
     fields = {k: v for k, v in others if k not in ("image_url", "images", "video_url")}
     name = spec.request.__name__
     return {
@@ -99,6 +100,7 @@ def _question(
         max_tokens=asked.max_tokens,
         form=spec.form if (is_constrained if wish is None else wish) else None,
         options=options | ({} if asked.seed is None else {"seed": asked.seed}),
+        media_options=asked.media_options or api.MediaOptions(),
         caller=caller,
     )
 
