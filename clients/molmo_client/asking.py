@@ -49,9 +49,7 @@ class Options:
     def generation(self) -> Generation:
         names = ("max_crops", "max_frames", "fps", "start", "end")
         asked = {name: v for name in names if (v := getattr(self, name)) is not None}
-        return Generation(
-            model=self.model, max_tokens=self.max_tokens, media_options=asked or None
-        )
+        return Generation(model=self.model, max_tokens=self.max_tokens, media_options=asked or None)
 
 
 Media = Annotated[Path, Parameter(help="A picture or a video")]

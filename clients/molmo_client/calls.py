@@ -30,7 +30,7 @@ class Generation(TypedDict, total=False):
     temperature: float
     seed: int | None
     media_options: api.MediaOptions | Mapping[str, Any] | None
-    """How closely media are looked at: `{"max_crops": 12}`, `{"fps": 1, "start": 2, "end": 9.5}`."""
+    """How closely media are looked at: `{"max_crops": 12}`, `{"fps": 1, "start": 2, "end": 9}`."""
     constrained: bool | None
     """Of point, count and track."""
 

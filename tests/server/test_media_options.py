@@ -12,8 +12,6 @@ import pytest
 from molmo_client import Client
 from molmo_core.errors import InvalidRequest
 from molmo_server.engine_pool.fake import FakeEngine
-from molmo_server.media.options import image_geometry, video_geometry
-from molmo_server.openai_api.chat_request import ChatRequest
 from tests.server.media import data_url, image_part, picture, text_part, video, video_part
 from tests.support.gateway import RunningGateway, assert_refused, running_gateway
 

@@ -34,11 +34,14 @@ class MediaFile:
         return f"data:{self.mime};base64,{encoded}"
 
 
+_Key = tuple[Path, int]
+
+
 class HandedFiles:
     """The URLs of one request's files, for whichever engine is asked; `clear` when it is over."""
 
     def __init__(self) -> None:
-        self._written: dict[tuple[Path, int], Path] = {}
+        self._written: dict[_Key, Path] = {}
 
     async def url(self, file: MediaFile, folder: Path | None) -> str:
         """A name in `folder`, or, without one that can be written to, the whole file."""
@@ -49,7 +52,7 @@ class HandedFiles:
             path = folder / uuid.uuid4().hex
             self._written[key] = path
             try:
-                await asyncio.to_thread(_write, path, file.data)
+                await asyncio.to_thread(self._write, key, path, file.data)
             except OSError as error:
                 logger.warning("a file is sent inside the request, the folder is full: %s", error)
                 self._remove(key)
@@ -60,10 +63,15 @@ class HandedFiles:
         for key in list(self._written):
             self._remove(key)
 
-    def _remove(self, key: tuple[Path, int]) -> None:
+    def _remove(self, key: _Key) -> None:
         self._written.pop(key).unlink(missing_ok=True)
 
+    def _write(self, key: _Key, path: Path, data: bytes) -> None:
+        with open(path, "xb", opener=_private) as file:
+            file.write(data)
+        if self._written.get(key) != path:  # the request was over before its thread was done
+            path.unlink(missing_ok=True)
 
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
