@@ -21,14 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmo_core.errors import InvalidMedia, InvalidRequest
-from molmo_core.images import (
-    ImageGrid,
-    PreparedImage,
-    normalised,
-    pool_indices,
-    resize_bilinear,
-    to_patches,
-)
+from molmo_core.images import ImageGrid, PreparedImage, pool_indices
+from molmo_core.pixels import normalised, resize_bilinear, to_patches
 from molmo_core.tokens import FRAME_END, FRAME_START, IM_COL, IM_END, IM_PATCH, IM_START
 
 SampleMode = Literal["uniform_last_frame", "fps"]
@@ -244,12 +238,24 @@ def prepare_frames(
     Returns crops (T, patches, patch_px² · 3), pooling (T · rows · cols, window area) and as grid
     the visual tokens of one frame in its first two fields.
     """
-    side, per_side = geometry.crop_px, geometry.crop_px // geometry.patch_px
-    crops = np.stack([resize_bilinear(f, (side, side)) for f in frames])
-    one = pool_indices(
-        np.arange(per_side * per_side).reshape(per_side, per_side), geometry.pooling_hw
-    )
-    offsets = (np.arange(len(crops)) * per_side * per_side)[:, None, None]
-    pooling = np.where(one[None] >= 0, one[None] + offsets, -1).reshape(-1, one.shape[1])
+    crops = cut_frames(frames, geometry)
     grid = ImageGrid(geometry.frame_rows, geometry.frame_cols, 0, 0)
-    return PreparedImage(normalised(to_patches(crops, geometry.patch_px)), pooling, grid)
+    return PreparedImage(normalised(crops), frame_pooling(len(crops), geometry), grid)
+
+
+def cut_frames(
+    frames: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], geometry: VideoGeometry
+) -> NDArray[np.uint8]:
+    """The crops of `prepare_frames` as bytes: (T, patches, patch_px² · 3)."""
+    side = geometry.crop_px
+    crops = np.stack([resize_bilinear(frame, (side, side)) for frame in frames])
+    return to_patches(crops, geometry.patch_px)
+
+
+def frame_pooling(n_frames: int, geometry: VideoGeometry) -> NDArray[np.int64]:
+    """Patch indices that each visual token pools: (T · rows · cols, window area), −1 = none."""
+    per_side = geometry.crop_px // geometry.patch_px
+    n_patches = per_side * per_side
+    one = pool_indices(np.arange(n_patches).reshape(per_side, per_side), geometry.pooling_hw)
+    offsets = (np.arange(n_frames) * n_patches)[:, None, None]
+    return np.where(one[None] >= 0, one[None] + offsets, -1).reshape(-1, one.shape[1])

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from molmo_core.errors import InvalidMedia
-from molmo_core.images import resize_bilinear
+from molmo_core.pixels import resize_bilinear
 from molmo_core.videos import (
     FrameTimes,
     VideoGeometry,

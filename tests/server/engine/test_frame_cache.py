@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from molmo_server.engine.frame_cache import DecodedClip, FrameCache
-from molmo_server.engine.video_loader import TimedVideoLoader
+from molmo_server.engine.video_loader import DecodedClip, FrameCache, TimedVideoLoader
 from tests.server.engine.test_video_loader import SETTINGS
 from tests.server.media import video
 
