@@ -11,6 +11,7 @@ answers       what the model wrote, read: whole answers, streams, verbs
 admission, errors, telemetry   turns and deadlines, error envelopes, logs and metrics
 tenancy       API keys: who may ask, how much, what was used
 checkpoints   which checkpoint is served, and how another one comes to be
+batches       files of requests, answered in the background
 engine_pool   engines as the gateway sees them: health, restarts, retries, other weights
 engine        what runs inside an engine process: the vLLM plugin
 """

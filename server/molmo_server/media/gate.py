@@ -28,7 +28,17 @@ from molmo_server.settings import MolmoSettings
 
 _MAX_SCHEME_CHARS = 20
 """Of a URL that may be a whole video, no more is looked at here."""
+_PLACE_DIGITS = 6
 _SHAPE = "send `data:image/png;base64,…` (JPEG, PNG, WebP, GIF) or `data:video/mp4;base64,…`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A part of a picture, in pixels of the whole."""
+
+    left_px: int
+    top_px: int
+    whole_hw: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +46,16 @@ class CheckedImage:
     file: MediaFile
     size_hw: tuple[int, int]
     """As displayed: after EXIF rotation."""
+    sha256: str = ""
+    cut: Cut | None = None
+    """Where it was cut out of; None for a whole picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedVideo:
     file: MediaFile
     info: VideoInfo
+    sha256: str = ""
     frame_times_s: tuple[float, ...] = ()
     """Of the frames that the model sees, as it is told them: seconds from `start_s`. See
     `CheckedMedia.sampled`."""
@@ -60,6 +74,12 @@ class CheckedMedia:
     images: tuple[CheckedImage, ...] = ()
     video: CheckedVideo | None = None
 
+    @property
+    def first_sha256(self) -> str:
+        """Of the first medium, which stays the first as a conversation goes on; "" without one."""
+        first = self.video or next(iter(self.images), None)
+        return first.sha256 if first is not None else ""
+
     def sampled(self, geometry: VideoGeometry) -> CheckedMedia:
         """The same, with the times of the frames that a checkpoint of this geometry looks at.
 
@@ -70,12 +90,6 @@ class CheckedMedia:
         times = sample_part(self.video.info, geometry)
         video = replace(self.video, frame_times_s=times.clip_s, start_s=times.start_s)
         return CheckedMedia(video=video)
-
-    def in_whole(self, point: Point) -> Point:
-        """A place that the model named, at its time in the file."""
-        if self.video is None or point.time_s is None or not self.video.start_s:
-            return point
-        return replace(point, time_s=self.video.start_s + point.time_s)
 
     def described(self) -> list[api.Media]:
         if self.video is not None:
@@ -90,10 +104,32 @@ class CheckedMedia:
                     duration=info.duration_s,
                 )
             ]
+        sizes_hw = [image.cut.whole_hw if image.cut else image.size_hw for image in self.images]
         return [
-            api.Media(index=k, type="image", width=image.size_hw[1], height=image.size_hw[0])
-            for k, image in enumerate(self.images)
+            api.Media(index=k, type="image", width=width, height=height)
+            for k, (height, width) in enumerate(sizes_hw)
         ]
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the model saw less than the caller sent: `in_whole` makes a difference."""
+        is_late = self.video is not None and self.video.start_s > 0
+        return is_late or any(image.cut is not None for image in self.images)
+
+    def in_whole(self, point: Point) -> Point:
+        """A place in what the model saw as a place in what the caller sent."""
+        if self.video is not None and point.time_s is not None:
+            return replace(point, time_s=self.video.start_s + point.time_s)
+        cut = None if self.video else self.images[point.media_index].cut
+        if cut is None:
+            return point
+        height, width = self.images[point.media_index].size_hw
+        whole_height, whole_width = cut.whole_hw
+        return replace(
+            point,
+            x=round((cut.left_px + point.x * width) / whole_width, _PLACE_DIGITS),
+            y=round((cut.top_px + point.y * height) / whole_height, _PLACE_DIGITS),
+        )
 
     async def parts(self, url_of: Callable[[MediaFile], Awaitable[str]]) -> list[dict[str, object]]:
         """Content parts of a chat message."""
@@ -117,12 +153,16 @@ class MediaGate:
         spool: Spool | None = None,
         remote: RemoteMedia | None = None,
         on_known: Callable[[], object] = lambda: None,
+        on_look: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_known` is called for each file that had its look before. Start the spool first."""
+        """`on_known` is called for each file that had its look before, `on_look` for each other.
+
+        Start the spool first.
+        """
         self.spool = spool or Spool(settings)
         self._settings = settings
         self._remote = remote or RemoteMedia(settings)
-        self._looks = Looks(settings, on_known)
+        self._looks = Looks(settings, on_known, on_look)
         self._turns = asyncio.Semaphore(settings.max_probes)
 
     async def check(
@@ -145,11 +185,11 @@ class MediaGate:
         checked = []
         for k, url in enumerate(images):
             file, look = await self._check(url, f"image {k + 1}", "image", owner)
-            checked.append(CheckedImage(file=file, size_hw=look.size_hw))
+            checked.append(CheckedImage(file=file, size_hw=look.size_hw, sha256=look.sha256))
         for url in videos:
             file, look = await self._check(url, "the video", "video", owner)
             assert look.video is not None
-            return CheckedMedia(video=CheckedVideo(file=file, info=look.video))
+            return CheckedMedia(video=CheckedVideo(file=file, info=look.video, sha256=look.sha256))
         return CheckedMedia(images=tuple(checked))
 
     async def keep(self, data: bytes, *, owner: str = "") -> api.UploadedMedia:

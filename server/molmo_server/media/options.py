@@ -16,15 +16,18 @@ from molmo_core.api_requests import MediaOptions
 from molmo_core.errors import InvalidRequest
 from molmo_core.images import ImageGeometry
 from molmo_core.videos import VideoGeometry
+from molmo_server.checkpoints.folder import Checkpoint
+from molmo_server.media.gate import CheckedMedia
 
 _OF_VIDEOS = ("max_frames", "fps", "start", "end")
 
 
-def check_options(options: MediaOptions, *, n_images: int, n_videos: int) -> None:
+def check_options(options: MediaOptions, media: CheckedMedia) -> None:
     """Raises InvalidRequest for an option of another kind of media than there is."""
     for name in options.model_dump(exclude_none=True):
-        kind, n_there = ("a video", n_videos) if name in _OF_VIDEOS else ("pictures", n_images)
-        if not n_there:
+        is_of_videos = name in _OF_VIDEOS
+        kind, there = ("a video", media.video) if is_of_videos else ("pictures", media.images)
+        if not there:
             raise InvalidRequest(
                 f"got media_options.{name}, which is of {kind}, and the request has none; leave it "
                 "out",
@@ -43,6 +46,15 @@ def video_geometry(trained: VideoGeometry, options: MediaOptions) -> VideoGeomet
         asked_fps=options.fps,
         start_s=options.start or 0.0,
         end_s=options.end,
+    )
+
+
+def looking_closer(checkpoint: Checkpoint, options: MediaOptions) -> Checkpoint:
+    """As if the checkpoint had been trained so."""
+    return replace(
+        checkpoint,
+        image=image_geometry(checkpoint.image, options),
+        video=video_geometry(checkpoint.video, options),
     )
 
 
