@@ -77,6 +77,8 @@ class MolmoSettings(BaseSettings):
     """Most tokens of prompt and answer; None: what the checkpoint allows."""
     n_threads: int | None = Field(default=None, ge=1)
     kv_cache_gib: int = Field(default=1, ge=1)
+    frame_cache_gib: float = Field(default=0.5, ge=0)
+    """Decoded frames that the engine remembers, so that a known video is not decoded again."""
     is_eager: bool = True
     drafts: Literal["auto", "on", "off"] = "auto"
     """Answers that point are drafted ahead and verified many tokens a step; auto: on CPUs."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from molmo_core.api_requests import Seed, StrictRequest
+from molmo_core.api_requests import MediaOptions, Seed, StrictRequest
 from molmo_core.errors import InvalidRequest
 from molmo_core.prompts import Turn, with_style
 from molmo_server.answers.grammar import AnswerForm, AnswerShape
@@ -130,6 +130,7 @@ class ChatRequest(StrictRequest):
     repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
     ignore_eos: bool | None = None
     grounding: GroundingOptions | None = None
+    media_options: MediaOptions | None = None
     user: str | None = None
     """Taken for OpenAI's sake, not used."""
 

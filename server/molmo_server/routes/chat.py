@@ -69,6 +69,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
             shape=call.shape(),
             constrained=True,
             options=call.engine_options(),
+            media_options=call.media_options,
             caller=caller,
         )
 
