@@ -47,17 +47,25 @@ def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) 
         response_model=None,
         openapi_extra={"requestBody": _documented_body(spec)},
         responses={
-            200: {"model": spec.answer, "description": spec.summary},
+            200: {"model": spec.answer, "description": spec.summary, **_documented_stream(spec)},
             "4XX": {"model": api.ErrorEnvelope},
             "5XX": {"model": api.ErrorEnvelope},
         },
     )
 
 
+def _documented_stream(spec: VerbSpec) -> dict[str, Any]:
+    if not issubclass(spec.request, api.PointingRequest):
+        return {}
+    text = {"type": "string", "description": "`Added` events, then the answer, with `stream`"}
+    return {"content": {"text/event-stream": {"schema": text}}}
+
+
 def _documented_body(spec: VerbSpec) -> dict[str, Any]:
     files = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
     files["video"] = {"type": "string", "format": "binary"}
-    others = spec.request.model_json_schema()["properties"].items()
+    schema = spec.request.model_json_schema(ref_template="#/components/schemas/{model}")
+    others = schema["properties"].items()
     fields = {k: v for k, v in others if k not in ("image_url", "images", "video_url")}
     name = spec.request.__name__
     return {
