@@ -103,11 +103,11 @@ class FakeEngine:
         body = await request.json()
         self.requests.append(body)
         question = question_of(body)
-        if refusal := await self._misbehave(question, request):
-            return refusal
+        if refused := await self._misbehave(question, request):
+            return refused
         if Trick.REFUSE_GRAMMAR in question and "structured_outputs" in body:
-            message = "unknown field structured_outputs"
-            return web.json_response({"error": {"message": message}}, status=400)
+            refusal = {"error": {"message": "unknown field structured_outputs"}}
+            return web.json_response(refusal, status=400)
         answer = next((a for key, a in self.script.items() if key in question), self.default)
         pieces = re.findall(r".{1,4}", answer, re.DOTALL)
         max_tokens = body.get("max_tokens", len(pieces))
