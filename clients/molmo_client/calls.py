@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from molmo_client.failures import RequestFailed, failure_of
 from molmo_client.media import MediaInput, OneMedia, encode, encode_all, media_type
+from molmo_client.tracing import trace_headers
 from molmo_core import api
 from molmo_core.api import GivenPoint, Region
 from molmo_core.errors import InvalidMedia, InvalidRequest
@@ -60,9 +61,11 @@ class Call(Generic[Answer]):
 
     def request_options(self) -> dict[str, Any]:
         """Keyword arguments for `httpx2`'s `request`."""
-        options: dict[str, Any] = {"method": self.method, "url": self.path}
+        headers = trace_headers()
+        options: dict[str, Any] = {"method": self.method, "url": self.path, "headers": headers}
         if self.body is not None:
-            options |= {"content": self.body, "headers": {"content-type": self.content_type}}
+            options["content"] = self.body
+            headers["content-type"] = self.content_type
         return options
 
     def read(self, response: httpx2.Response) -> Answer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,44 +22,18 @@ from molmo_core.errors import (
     MolmoError,
     NotFound,
 )
-from molmo_core.prompts import Turn
 from molmo_server.admission import Admission
-from molmo_server.answers.grammar import AnswerShape, answer_grammar
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
-from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Trial
+from molmo_server.engine_pool import EnginePool, EngineReply, Trial
 from molmo_server.media.crop import crop
 from molmo_server.media.gate import CheckedMedia, MediaGate
-from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
+from molmo_server.prompt import Prompt, check_turns
+from molmo_server.questions.chat import Asked, Question
 from molmo_server.settings import MolmoSettings
-from molmo_server.telemetry import Metrics
-from molmo_server.tenancy.callers import Caller
+from molmo_server.telemetry import Journey, Metrics
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked, before media are checked."""
-
-    turns: Sequence[Turn]
-    system: str = ""
-    image_urls: Sequence[str] = ()
-    video_urls: Sequence[str] = ()
-    model: str | None = None
-    max_tokens: int | None = None
-    options: dict[str, Any]
-    """Passed on to the engine as they are."""
-    media: CheckedMedia | None = None
-    """Those that were checked already, instead of the URLs."""
-    region: api.Region | None = None
-    """Of the one image, all that is looked at."""
-    shape: AnswerShape | None = None
-    """Of an answer that points."""
-    constrained: bool | None = None
-    """Whether it is decoded under the shape's grammar; None: as the settings say, if the engine
-    can."""
-    caller: Caller = field(default_factory=Caller)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +53,8 @@ class Gateway:
     metrics: Metrics
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
     """Requests that nobody waits for."""
+    others: tuple[Gateway, ...] = ()
+    """Of other models, with the same media, admission and metrics."""
     without_grammars: set[str] = field(default_factory=set)
     """Names of engines of others that refuse to decode under one."""
 
@@ -87,46 +63,88 @@ class Gateway:
         """What is served now; an answer's own is in its `EngineReply`."""
         return self.live.current
 
+    def serving(self, name: str | None) -> Gateway:
+        """That of the model of this name, which may be a checkpoint's id. Raises NotFound."""
+        every = (self, *self.others)
+        for gateway in every:
+            if name is None or name in gateway.names:
+                return gateway
+        known = "; ".join(" alias ".join(gateway.names) for gateway in every)
+        raise NotFound(f"there is no model {str(name)[:100]!r}; served is {known}", param="model")
+
+    @property
+    def names(self) -> list[str]:
+        """What its model can be asked for by; two checkpoints while engines are changed."""
+        loaded = {engine.checkpoint_id for engine in self.engines.engines} - {self.checkpoint.id}
+        known = [self.settings.served_name, self.checkpoint.id, *sorted(loaded)]
+        if (trial := self.engines.trial) is not None and trial.is_open:
+            known.append(trial.engine.checkpoint_id)
+        return known
+
     @asynccontextmanager
     async def open(
         self, question: Question, *, request_id: str, whole: bool
     ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         """Admit, check and ask; the engine's first bytes have arrived when the block begins."""
-        self._check_model(question.model)
+        async with self.serving(question.model)._open(question, request_id, whole) as opened:
+            yield opened
+
+    @asynccontextmanager
+    async def _open(
+        self, question: Question, request_id: str, whole: bool
+    ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         turns = check_turns(question.turns, system=question.system)
         self.engines.check_hope()
-        async with (
-            self.admission.admit(question.caller.tenant) as deadline,
-            AsyncExitStack() as stack,
-        ):
-            media = question.media or await self._checked(question)
-            asked = Asked(gateway=self, question=question, turns=turns, media=media)
-            named = question.model if question.model != self.settings.served_name else None
-
-            async def ask() -> EngineReply:
-                return await stack.enter_async_context(
-                    self.engines.open(
-                        asked.body_for,
-                        request_id=request_id,
-                        deadline=deadline,
-                        whole=whole,
-                        checkpoint_id=named,
-                    )
+        journey = Journey(self.metrics)
+        with journey.whole():
+            journey.begin("queue")
+            caller = question.caller
+            admitted = self.admission.admit(caller.tenant, is_background=caller.is_background)
+            async with admitted as deadline:
+                media = await self._checked_media(question, journey)
+                asked = Asked(
+                    question=question,
+                    turns=turns,
+                    media=media,
+                    journey=journey,
+                    settings=self.settings,
+                    live=self.live,
+                    without_grammars=self.without_grammars,
                 )
+                named = question.model if question.model != self.settings.served_name else None
+                journey.begin("routing")
+                async with AsyncExitStack() as stack:
 
-            try:
-                reply = await ask()
-            except EngineRefused:
-                if not asked.can_do_without_grammar():
-                    raise
-                reply = await ask()
-                asked.note_engine_without_grammars()
-            self._check_answering(question.model, self.id_of(reply))
-            yield asked, reply
+                    async def ask() -> EngineReply:
+                        return await stack.enter_async_context(
+                            self.engines.open(
+                                asked.body_for,
+                                request_id=request_id,
+                                deadline=deadline,
+                                whole=whole,
+                                medium=media.first_sha256,
+                                checkpoint_id=named,
+                            )
+                        )
 
-    async def _checked(self, question: Question) -> CheckedMedia:
-        media = await self.media.check(question.image_urls, question.video_urls)
-        if question.region is None:
+                    try:
+                        reply = await ask()
+                    except EngineRefused:
+                        if not asked.can_do_without_grammar():
+                            raise
+                        reply = await ask()
+                        asked.note_engine_without_grammars()
+                    asked.answering = self.id_of(reply)
+                    self._check_answering(question.model, asked.answering)
+                    if not whole:
+                        journey.first_token(asked.answering)
+                    yield asked, reply
+
+    async def _checked_media(self, question: Question, journey: Journey) -> CheckedMedia:
+        image_urls, video_urls = question.image_urls, question.video_urls
+        journey.begin("media", n_images=len(image_urls), n_videos=len(video_urls))
+        media = question.media or await self.media.check(image_urls, video_urls)
+        if question.region is None or question.media is not None:
             return media
         max_aspect = self.settings.max_aspect
         [image] = media.images
@@ -135,14 +153,14 @@ class Gateway:
 
     async def complete(self, question: Question, *, request_id: str) -> Completion:
         """The engine's whole chat completion."""
-        async with self.open(question, request_id=request_id, whole=True) as (asked, reply):
+        serving = self.serving(question.model)
+        async with serving._open(question, request_id, whole=True) as (asked, reply):
             answer = _whole_answer(reply)
-            n_tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
-            asked.note_tokens(completion=n_tokens)
-            answered = Completion(
-                prompt=asked.prompt, answer=answer, checkpoint_id=self.id_of(reply)
-            )
-        self._compare(asked, answered, request_id)
+            usage = answer.get("usage") or {}
+            n_tokens = usage.get("completion_tokens", 0)
+            asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
+            answered = Completion(prompt=asked.prompt, answer=answer, checkpoint_id=asked.answering)
+        serving._compare(asked, answered, request_id)
         return answered
 
     def _compare(self, asked: Asked, answered: Completion, request_id: str) -> None:
@@ -196,93 +214,6 @@ class Gateway:
                 f"{self.settings.served_name}",
                 param="model",
             )
-
-    def _check_model(self, name: str | None) -> None:
-        known = [self.settings.served_name, self.checkpoint.id]
-        if (trial := self.engines.trial) is not None and trial.is_open:
-            known.append(trial.engine.checkpoint_id)
-        if name is not None and name not in known:
-            raise NotFound(
-                f"there is no model {name[:100]!r}; served is {' alias '.join(known)}",
-                param="model",
-            )
-
-
-@dataclass(kw_only=True)
-class Asked:
-    """A question with its media, as each engine is asked it."""
-
-    gateway: Gateway
-    question: Question
-    turns: tuple[Turn, ...]
-    media: CheckedMedia
-    prompt: Prompt = field(init=False)
-    """As the engine that was asked last sees it."""
-    _engine_name: str = ""
-    _has_grammar: bool = False
-    _may_have_grammar: bool = True
-
-    async def body_for(self, engine: RemoteEngine) -> bytes:
-        """What an engine is sent: media and budget are measured for the checkpoint that it has.
-
-        Raises PromptTooLong, InvalidRequest; TooManyMedia and RateLimited by the caller's key.
-        """
-        checkpoint = self.gateway.live.of(engine.checkpoint_id)
-        settings = self.gateway.settings
-        self.prompt = await measure(self.turns, self.media, checkpoint)
-        budget = answer_budget(
-            self.prompt,
-            checkpoint,
-            asked=self.question.max_tokens,
-            default=settings.default_max_tokens,
-            limit=settings.max_tokens_limit,
-        )
-        options = self.question.options
-        shape = self.question.shape
-        self._engine_name = engine.name
-        self._has_grammar = shape is not None and self._is_constrained(engine)
-        if shape is not None and self._has_grammar:
-            grammar = answer_grammar(shape, self.prompt, budget)
-            options = {**options, "structured_outputs": {"grammar": grammar}}
-        elif shape is not None and self.prompt.media.video is not None:
-            shape.moments_s(self.prompt.media.video)  # refuses what no answer could be about
-        self.question.caller.pay(self.prompt.n_visual_tokens)
-        return orjson.dumps(
-            {
-                "model": settings.served_name,
-                "messages": self.prompt.messages(),
-                "max_tokens": budget,
-                **options,
-            }
-        )
-
-    def _is_constrained(self, engine: RemoteEngine) -> bool:
-        wish = self.question.constrained
-        if wish is not None:
-            return wish
-        is_able = engine.name not in self.gateway.without_grammars
-        return self.gateway.settings.constrains_verbs and is_able and self._may_have_grammar
-
-    def can_do_without_grammar(self) -> bool:
-        """After a refusal: whether it may have been for a grammar that nobody asked for."""
-        if self.question.constrained is not None or not self._has_grammar:
-            return False
-        self._may_have_grammar = False
-        return True
-
-    def note_engine_without_grammars(self) -> None:
-        """It answered without one what it had refused with one."""
-        logger.warning("engine %s refused a grammar and answered without", self._engine_name)
-        if self.gateway.settings.engine_url is not None:
-            self.gateway.without_grammars.add(self._engine_name)
-
-    def note_tokens(self, *, completion: int) -> None:
-        """What the caller used, of an answer of so many tokens."""
-        self.question.caller.note_tokens(
-            prompt=self.prompt.n_tokens,
-            visual=self.prompt.n_visual_tokens,
-            completion=completion,
-        )
 
 
 def _whole_answer(reply: EngineReply) -> dict[str, Any]:

@@ -6,7 +6,8 @@ passed on of them (`relay`, the verbs).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ from molmo_server.errors import error_body
 PREFIX = b"data: "
 END = b"\n\n"
 LAST = PREFIX + b"[DONE]"
+_NOT_PLAIN = re.compile(rb'["\\\n]')
+_TEXT = re.compile(rb'("delta":\{"content":")((?:[^"\\]|\\.)*)"\}')
 
 
 def event(data: bytes) -> bytes:
@@ -42,6 +45,38 @@ class EngineEvent:
     """It tells what was used, and nothing else."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextEvent:
+    """An event that brings text to one choice and nothing else: what stands around the text."""
+
+    index: int
+    before: bytes
+    after: bytes
+
+    @classmethod
+    def learn(cls, data: bytes, content: dict[str, Any]) -> TextEvent | None:
+        """From an event and what it says; None when it is another kind of event."""
+        choices: list[dict[str, Any]] = content.get("choices") or []
+        if len(choices) != 1 or content.get("usage"):
+            return None
+        choice = choices[0]
+        if list(choice["delta"]) != ["content"]:
+            return None
+        if choice.get("finish_reason") or choice.get("logprobs"):
+            return None
+        if (found := _TEXT.search(data)) is None:
+            return None
+        before, after = PREFIX + data[: found.end(1)], data[found.end(2) :] + END
+        return cls(index=choice["index"], before=before, after=after)
+
+    def text_of(self, chunk: bytes) -> str | None:
+        """Of one event of the same making; None for anything else, and for texts with escapes."""
+        if not chunk.startswith(self.before) or not chunk.endswith(self.after):
+            return None
+        text = chunk[len(self.before) : -len(self.after)]
+        return None if _NOT_PLAIN.search(text) else text.decode()
+
+
 class EngineEvents:
     """Feed the engine's bytes, get its events, until `has_ended`."""
 
@@ -55,6 +90,8 @@ class EngineEvents:
         self.finish_reason: str | None = None
         """Of the choice that ended last."""
         self.end: Literal["done", "failed"] | None = None
+        self._like: TextEvent | None = None
+        """The last event that was of this kind; one alike is not parsed."""
         self._n_pieces = 0
         self._rest = b""
 
@@ -70,8 +107,21 @@ class EngineEvents:
         told = (self.usage or {}).get("completion_tokens")
         return self._n_pieces if told is None else int(told)
 
-    def feed(self, chunk: bytes) -> Iterator[EngineEvent]:
+    @property
+    def n_prompt_tokens(self) -> int | None:
+        """As the engine told, which it does at its end."""
+        return (self.usage or {}).get("prompt_tokens")
+
+    def feed(self, chunk: bytes) -> Iterable[EngineEvent]:
         """Whole events; that of the end, and of a failure, is not among them."""
+        like = self._like
+        if not self._rest and like is not None and (text := like.text_of(chunk)) is not None:
+            found = EngineEvent(chunk[: -len(END)])
+            self._read(like.index, text, None, found)
+            return (found,)
+        return self._split(chunk)
+
+    def _split(self, chunk: bytes) -> Iterator[EngineEvent]:
         *events, self._rest = (self._rest + chunk).split(END)
         for raw in events:
             found = EngineEvent(raw)
@@ -101,6 +151,7 @@ class EngineEvents:
         if "error" in content:
             self.end = "failed"
             return
+        self._like = TextEvent.learn(data, content)
         choices = content.get("choices") or ()
         if usage := content.get("usage"):
             self.usage = usage
@@ -111,10 +162,14 @@ class EngineEvents:
             self._look_at_choice(choice, found)
 
     def _look_at_choice(self, choice: dict[str, Any], found: EngineEvent) -> None:
-        index = choice["index"]
-        reader = self.reader(index)
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
-        if text := choice["delta"].get("content"):
-            tokens = (choice.get("logprobs") or {}).get("content")
+        tokens = (choice.get("logprobs") or {}).get("content")
+        self._read(choice["index"], choice["delta"].get("content") or "", tokens, found)
+
+    def _read(
+        self, index: int, text: str, tokens: list[dict[str, Any]] | None, found: EngineEvent
+    ) -> None:
+        reader = self.reader(index)
+        if text:
             found.observed = [(index, item) for item in reader.feed(text, tokens)]
             self._n_pieces += 1

@@ -5,8 +5,7 @@ Knows: what a caller of the chat stream gets. Does not know: where bytes come fr
 
 Events are looked at (`events`: the text is needed for the grounding) and never written anew. Only
 `[DONE]` is held back, and an event that tells of the engine's failure becomes an error of our own.
-Where usage is counted the engine is made to tell it, and that event is left out for callers who did
-not ask for it.
+The engine is made to tell what was used, and that event is left out for callers who did not ask.
 """
 
 from __future__ import annotations
@@ -52,6 +51,10 @@ class StreamRelay:
     @property
     def n_tokens(self) -> int:
         return self._events.n_tokens
+
+    @property
+    def n_prompt_tokens(self) -> int | None:
+        return self._events.n_prompt_tokens
 
     def feed(self, chunk: bytes) -> bytes:
         # Only whole events are passed on: an error event may have to follow.

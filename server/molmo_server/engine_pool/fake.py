@@ -44,6 +44,8 @@ class Trick(StrEnum):
     FULL = "[503]"
     SLOW = "[slow]"  # twenty pieces a second
     ERROR_EVENT = "[error event]"  # a stream that tells of a failure
+    PAGE = "[page]"  # 200 with something that no engine says
+    NOISE = "[noise]"  # bytes that are not HTTP
 
 
 @dataclass(kw_only=True)
@@ -52,12 +54,16 @@ class FakeEngine:
 
     script: dict[str, str] = field(default_factory=dict)
     default: str = DEFAULT_ANSWER
+    trick: str = ""
+    """As if every question had this word."""
     is_healthy: bool = True
     is_wedged: bool = False
     n_tokens: int = 0
     """As the engine's metrics count them."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies as received, oldest first."""
+    traceparents: list[str | None] = field(default_factory=list)
+    """Of each request, in the same order."""
     n_dropped: int = 0
     """Answers that the caller did not wait for."""
     seconds_per_piece: float = 0.0
@@ -102,12 +108,13 @@ class FakeEngine:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
-        question = question_of(body)
-        if refused := await self._misbehave(question, request):
-            return refused
+        self.traceparents.append(request.headers.get("traceparent"))
+        question = question_of(body) + self.trick
+        if trouble := await self._misbehave(question, request):
+            return trouble
         if Trick.REFUSE_GRAMMAR in question and "structured_outputs" in body:
-            refusal = {"error": {"message": "unknown field structured_outputs"}}
-            return web.json_response(refusal, status=400)
+            refusal = {"message": "unknown field structured_outputs"}
+            return web.json_response({"error": refusal}, status=400)
         answer = next((a for key, a in self.script.items() if key in question), self.default)
         pieces = re.findall(r".{1,4}", answer, re.DOTALL)
         max_tokens = body.get("max_tokens", len(pieces))
@@ -128,8 +135,8 @@ class FakeEngine:
             return await self._stream(request, body, identity, pieces, finish, usage)
         if Trick.DIE_LATE in question:
             os.kill(os.getpid(), signal.SIGKILL)
-        message = {"role": "assistant", "content": "".join(pieces)}
-        extra = logprobs_of("".join(pieces)) if body.get("logprobs") else {}
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(pieces)}
+        extra: dict[str, Any] = logprobs_of("".join(pieces)) if body.get("logprobs") else {}
         extra = self._tokens(max_tokens) if body.get("return_tokens_as_token_ids") else extra
         choices = [
             {"index": k, "message": message, "finish_reason": finish, **extra}
@@ -163,6 +170,13 @@ class FakeEngine:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
+        if Trick.NOISE in question:
+            assert isinstance(request.transport, asyncio.Transport)
+            request.transport.write(b"\0\1 noise\r\n\r\n")
+            request.transport.close()
+            return web.Response()
+        if Trick.PAGE in question:
+            return web.Response(text="<html>It works</html>", content_type="text/html")
         for trick, status in ((Trick.FAIL, 500), (Trick.REFUSE, 400), (Trick.FULL, 503)):
             if trick in question:
                 message = "cannot identify image file <_io.BytesIO object at 0x7f00deadbeef>"
@@ -180,7 +194,7 @@ class FakeEngine:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        question = question_of(body)
+        question = question_of(body) + self.trick
         events = stream_events(
             identity,
             pieces,
@@ -286,6 +300,7 @@ def main() -> None:
     parser.add_argument("--logprob", type=float, default=-1.0, help="of every token of probes")
     parser.add_argument("--child-pid-file", type=Path, help="start a child, as engines do")
     parser.add_argument("--fail-if", type=Path, help="end with status 3 when this file exists")
+    parser.add_argument("--then-touch", type=Path, help="make this file when it has started")
     arguments = parser.parse_args()
     if arguments.fail_if is not None and arguments.fail_if.exists():
         raise SystemExit("told to fail while starting")
@@ -295,13 +310,15 @@ def main() -> None:
             signal.pause()
         arguments.child_pid_file.write_text(str(child))
     engine = FakeEngine(script=arguments.script, logprobs={"": arguments.logprob})
-    asyncio.run(_serve_until_told(engine, arguments.uds))
+    asyncio.run(_serve_until_told(engine, arguments.uds, arguments.then_touch))
 
 
-async def _serve_until_told(engine: FakeEngine, socket: Path) -> None:
+async def _serve_until_told(engine: FakeEngine, socket: Path, then_touch: Path | None) -> None:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with serve_fake(engine, socket):
+        if then_touch is not None:
+            then_touch.touch()
         await ended.wait()
     sys.stdout.write("ended in order\n")
 

@@ -46,6 +46,7 @@ class CheckedImage:
     """Data URL of the bytes that were checked."""
     size_hw: tuple[int, int]
     """As displayed: after EXIF rotation."""
+    sha256: str = ""
     cut: Cut | None = None
     """Where it was cut out of; None for a whole picture."""
 
@@ -54,6 +55,7 @@ class CheckedImage:
 class CheckedVideo:
     url: str
     info: VideoInfo
+    sha256: str = ""
     frame_times_s: tuple[float, ...] = ()
     """Of the frames that the model sees, see `CheckedMedia.sampled`."""
 
@@ -64,6 +66,12 @@ class CheckedMedia:
 
     images: tuple[CheckedImage, ...] = ()
     video: CheckedVideo | None = None
+
+    @property
+    def first_sha256(self) -> str:
+        """Of the first medium, which stays the first as a conversation goes on; "" without one."""
+        first = self.video or next(iter(self.images), None)
+        return first.sha256 if first is not None else ""
 
     def sampled(self, geometry: VideoGeometry) -> CheckedMedia:
         """The same, with the times of the frames that a checkpoint of this geometry looks at."""
@@ -125,12 +133,16 @@ class MediaGate:
         spool: Spool | None = None,
         remote: RemoteMedia | None = None,
         on_known: Callable[[], object] = lambda: None,
+        on_look: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_known` is called for each file that had its look before. Start the spool first."""
+        """`on_known` is called for each file that had its look before, `on_look` for each other.
+
+        Start the spool first.
+        """
         self.spool = spool or Spool(settings)
         self._settings = settings
         self._remote = remote or RemoteMedia(settings)
-        self._looks = Looks(settings, on_known)
+        self._looks = Looks(settings, on_known, on_look)
         self._turns = asyncio.Semaphore(settings.max_probes)
 
     async def check(self, images: Sequence[str], videos: Sequence[str]) -> CheckedMedia:
@@ -151,11 +163,13 @@ class MediaGate:
         checked = []
         for k, url in enumerate(images):
             data_url, look = await self._check(url, f"image {k + 1}", "image")
-            checked.append(CheckedImage(url=data_url, size_hw=look.size_hw))
+            checked.append(CheckedImage(url=data_url, size_hw=look.size_hw, sha256=look.sha256))
         for url in videos:
             data_url, look = await self._check(url, "the video", "video")
             assert look.video is not None
-            return CheckedMedia(video=CheckedVideo(url=data_url, info=look.video))
+            return CheckedMedia(
+                video=CheckedVideo(url=data_url, info=look.video, sha256=look.sha256)
+            )
         return CheckedMedia(images=tuple(checked))
 
     async def keep(self, data: bytes) -> api.UploadedMedia:

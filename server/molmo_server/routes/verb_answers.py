@@ -25,9 +25,11 @@ from molmo_server.answers.events import END, LAST, EngineEvents, error_events, e
 from molmo_server.answers.interpolation import interpolated, moments_between
 from molmo_server.answers.reading import AnswerReader
 from molmo_server.answers.verbs import VerbSpec, written
-from molmo_server.gateway import Asked, Gateway
+from molmo_server.errors import note_error
+from molmo_server.gateway import Gateway
 from molmo_server.media.gate import CheckedMedia
 from molmo_server.prompt import Prompt
+from molmo_server.questions.chat import Asked
 from molmo_server.routes.streaming import STREAM_HEADERS
 from molmo_server.routes.verb_questions import VerbQuestion
 from molmo_server.telemetry import tell_checkpoint
@@ -68,6 +70,7 @@ class Answering:
         except MolmoError as error:
             if not outlet.has_begun:
                 raise
+            note_error(scope, error)
             await outlet.put(error_events(error))
         await send({"type": "http.response.body", "body": b""})
 
@@ -112,7 +115,7 @@ class Answering:
             question.question, request_id=_request_id(scope, number), whole=False
         )
         async with opened as (asked, reply):
-            checkpoint = tell_checkpoint(scope, self.gateway.id_of(reply))
+            checkpoint = tell_checkpoint(scope, asked.answering)
             await outlet.begin()
             events = EngineEvents(lambda: self._reader(question, asked.prompt))
             reader = events.reader(0)
@@ -121,10 +124,11 @@ class Answering:
                     found = [item for one in events.feed(chunk) for _, item in one.observed]
                     await outlet.put(self._events(found, question, number))
                     if events.has_ended:
+                        await reply.end()
                         break
                 events.check_end()
             finally:
-                asked.note_tokens(completion=events.n_tokens)
+                asked.note_tokens(prompt=events.n_prompt_tokens, completion=events.n_tokens)
         answer = await self._read(
             question,
             asked.prompt,

@@ -16,8 +16,8 @@ from molmo_core.prompts import Turn, Verb, track_prompt, verb_prompt
 from molmo_server.answers.confidence import N_ALTERNATIVES
 from molmo_server.answers.grammar import AnswerShape
 from molmo_server.answers.verbs import VERBS
-from molmo_server.gateway import Question
 from molmo_server.media.gate import CheckedMedia
+from molmo_server.questions.chat import Question
 from molmo_server.settings import MolmoSettings
 from molmo_server.tenancy.callers import Caller
 

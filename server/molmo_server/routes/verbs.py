@@ -18,9 +18,13 @@ from molmo_server.admission import WhileConnected
 from molmo_server.answers.verbs import VERBS, VerbSpec
 from molmo_server.gateway import Gateway
 from molmo_server.routes.body import read_body
+from molmo_server.routes.document import SCHEMA_REFERENCE
 from molmo_server.routes.verb_answers import Answering
 from molmo_server.routes.verb_questions import questions_of
 from molmo_server.tenancy.callers import caller_of
+
+_FILE = {"type": "string", "format": "binary"}
+_MEDIA_FIELDS = ("image_url", "images", "video_url")
 
 
 def verbs_router(gateway: Gateway) -> APIRouter:
@@ -47,9 +51,7 @@ def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) 
         response_model=None,
         openapi_extra={"requestBody": _documented_body(spec)},
         responses={
-            200: {"model": spec.answer, "description": spec.summary, **_documented_stream(spec)},
-            "4XX": {"model": api.ErrorEnvelope},
-            "5XX": {"model": api.ErrorEnvelope},
+            200: {"model": spec.answer, "description": spec.summary, **_documented_stream(spec)}
         },
     )
 
@@ -62,16 +64,24 @@ def _documented_stream(spec: VerbSpec) -> dict[str, Any]:
 
 
 def _documented_body(spec: VerbSpec) -> dict[str, Any]:
-    files = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
-    files["video"] = {"type": "string", "format": "binary"}
-    schema = spec.request.model_json_schema(ref_template="#/components/schemas/{model}")
-    others = schema["properties"].items()
-    fields = {k: v for k, v in others if k not in ("image_url", "images", "video_url")}
-    name = spec.request.__name__
+    """JSON, or a form in which files stand for the URLs."""
+    schema = spec.request.model_json_schema(ref_template=SCHEMA_REFERENCE)
+    files = {"image": {"type": "array", "items": _FILE, "minItems": 1}, "video": _FILE}
+    if "images" not in schema["properties"]:
+        del files["image"]
+    options = {k: v for k, v in schema["properties"].items() if k not in _MEDIA_FIELDS}
+    form = {
+        "type": "object",
+        "properties": files | options,
+        "required": [k for k in schema.get("required", ()) if k not in _MEDIA_FIELDS],
+        "oneOf": [{"required": [name]} for name in files],
+        "additionalProperties": False,
+    }
+    reference = {"$ref": SCHEMA_REFERENCE.format(model=spec.request.__name__)}
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}},
-            "multipart/form-data": {"schema": {"type": "object", "properties": files | fields}},
+            "application/json": {"schema": reference},
+            "multipart/form-data": {"schema": form},
         },
     }
