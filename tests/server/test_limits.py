@@ -82,6 +82,15 @@ def test_visual_tokens_are_paid_once_a_request(clock: Clock) -> None:
         Caller(allowance=allowed).pay(601)
 
 
+def test_several_answers_of_a_request_add_up(clock: Clock) -> None:
+    caller = Caller(allowance=allowance(clock))
+    caller.note_tokens(prompt=100, visual=80, completion=7)
+    caller.note_tokens(prompt=110, visual=80, completion=5)
+    usage = caller.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (210, 12)
+    assert (usage.requests, usage.visual_tokens) == (1, 80), "of media that were sent once"
+
+
 def test_requests_at_the_same_time(clock: Clock) -> None:
     allowed = allowance(clock, n_concurrent=2, requests_per_min=3)
     with ExitStack() as running:
