@@ -12,6 +12,7 @@ admission, errors, telemetry   turns and deadlines, error envelopes, logs and me
 tenancy       API keys: who may ask, how much, what was used
 checkpoints   which checkpoint is served, and how another one comes to be
 engines, fleet   which engines there are: by the settings, and as operators change them
+batches       files of requests, answered in the background
 engine_pool   engines as the gateway sees them: health, restarts, retries, other weights
 engine        what runs inside an engine process: the vLLM plugin
 """

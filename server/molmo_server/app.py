@@ -11,6 +11,7 @@ from fastapi import Depends, FastAPI
 
 from molmo_core import __version__
 from molmo_server.admission import Admission
+from molmo_server.batches.service import Batches
 from molmo_server.checkpoints.configured import first_checkpoint, open_local, rollout_plan
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.following import StoreFollower
@@ -23,15 +24,18 @@ from molmo_server.fleet import Fleet, ServedModel
 from molmo_server.gateway import Gateway
 from molmo_server.media.gate import MediaGate
 from molmo_server.routes.admin import admin_router, usage_router
+from molmo_server.routes.batches import batches_router
 from molmo_server.routes.chat import chat_router
 from molmo_server.routes.document import openapi_document
 from molmo_server.routes.engines import engines_router
+from molmo_server.routes.files import FILES, files_router, form_bytes
 from molmo_server.routes.media import media_router
 from molmo_server.routes.ops import ops_router
 from molmo_server.routes.verbs import verbs_router
 from molmo_server.settings import MolmoSettings
-from molmo_server.telemetry import Edge, Metrics
+from molmo_server.telemetry import Edge, Metrics, Tracing
 from molmo_server.tenancy.access import Access
+from molmo_server.web.headers import let_pages_ask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +64,11 @@ def create_app(
     `checkpoint` None: the settings' one. `own` makes engines whose processes are ours. `others`:
     more models. `address`: where the service will be found, for a gate. Raises CheckpointError.
     """
-    metrics = Metrics()
+    metrics, tracing = Metrics(), Tracing(settings.otlp_endpoint)
     shared = _Shared(
-        media=MediaGate(settings, on_known=metrics.media_cache_hits.inc),
+        media=MediaGate(
+            settings, on_known=metrics.media_cache_hits.inc, on_look=metrics.media_looks.inc
+        ),
         admission=Admission(
             max_concurrent=settings.max_concurrent,
             max_queued=settings.max_queued,
@@ -79,10 +85,15 @@ def create_app(
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
     access = Access(settings.keys, admin_key=admin_key)
 
+    batches = Batches(settings, metrics)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with access.running(), _running(models):
-            yield
+        try:
+            async with access.running(), _running(models), batches.open(app):
+                yield
+        finally:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="Molmo2",
@@ -91,22 +102,28 @@ def create_app(
         lifespan=lifespan,
         dependencies=[Depends(access.check)],
     )
+    app.state.is_leaving = False
     install_error_handlers(app)
     for router in (
         chat_router(gateway),
         verbs_router(gateway),
         media_router(gateway),
+        files_router(batches),
+        batches_router(batches),
         ops_router(gateway),
         admin_router(fleet),
         engines_router(fleet, gateway.admission, settings),
         usage_router(access),
     ):
         app.include_router(router)
+    let_pages_ask(app, settings)
     app.add_middleware(
         Edge,
         metrics=metrics,
+        tracing=tracing,
         current_checkpoint=lambda: gateway.checkpoint.id,
         max_body_bytes=settings.max_body_bytes,
+        larger_bodies={FILES: form_bytes(settings.max_file_bytes)},
     )
     app.openapi = lambda: openapi_document(  # type: ignore[method-assign]
         app, asks_for_keys=settings.keys is not None
@@ -132,6 +149,7 @@ def _assembled(parts: ModelParts, shared: _Shared, others: tuple[Gateway, ...] =
     store, local = open_local(settings)
     plan = rollout_plan(settings, shared.address)
     rollout = Rollout(plan, live=live, engines=engines, store=store, local=local, own=parts.own)
+    rollout.history.on_event = shared.metrics.note_rollout
     follower = None
     if store is not None and local is not None:
         follower = StoreFollower(rollout, store, local, loads=settings.follows_store)

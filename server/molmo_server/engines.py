@@ -116,6 +116,7 @@ class OwnEngines:
                 kv_cache_gib=settings.kv_cache_gib,
                 is_eager=settings.is_eager,
                 n_threads=settings.engine_threads,
+                otlp_endpoint=settings.otlp_endpoint,
                 # The engine's own words then name the checkpoint, also inside streams.
                 extra_arguments=(
                     *("--fingerprint-mode", "custom"),

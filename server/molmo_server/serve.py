@@ -25,10 +25,12 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 from pydantic import ValidationError
 
-from molmo_core.errors import CheckpointError, KeyStoreError
+from molmo_core.errors import BatchStoreError, CheckpointError, KeyStoreError
 from molmo_server.app import ModelParts, create_app
+from molmo_server.batches.folder import BatchFolder
 from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.engines import OwnEngines, build_pool
@@ -37,6 +39,7 @@ from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import configure_logging
 from molmo_server.tenancy.store import KeyStore
 from molmo_server.terminal import note, tell
+from molmo_server.web.server import server_config
 
 EXIT_OK, EXIT_NO_ENGINE, EXIT_BAD_SETTINGS, EXIT_PORT_TAKEN = 0, 1, 2, 3
 
@@ -98,7 +101,9 @@ def run_server(settings: MolmoSettings) -> int:
         every = [(one, first_checkpoint(one, tell=note)) for one in settings.of_models()]
         if settings.keys is not None:
             KeyStore(settings.keys).close()
-    except (CheckpointError, KeyStoreError, OSError) as error:
+        if settings.batch_dir is not None:
+            BatchFolder(settings.batch_dir).close()
+    except (BatchStoreError, CheckpointError, KeyStoreError, OSError) as error:
         return _complain(EXIT_BAD_SETTINGS, str(error))
     try:
         listener = _listen(settings.host, settings.port)
@@ -143,15 +148,7 @@ async def _serve(
         others=others,
         address=address,
     )
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,  # the Edge writes one line a request
-            server_header=False,
-            timeout_graceful_shutdown=max(1, int(settings.drain_s)),
-        )
-    )
+    server = _Server(server_config(app, settings), app, leave_notice_s=settings.leave_notice_s)
     gc.collect()
     gc.freeze()  # what is there now stays: later collections need not walk through it
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -166,23 +163,38 @@ async def _serve(
 
 
 class _Server(uvicorn.Server):
-    """Ends in order at SIGINT and SIGTERM, without uvicorn's raising the signal once more."""
+    """Ends in order at SIGINT and SIGTERM, without uvicorn's raising the signal once more.
+
+    First `/ready` says 503, so that whoever spreads requests sends no more of them here; after
+    `leave_notice_s` no connection is taken any more and what was begun is finished.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, *, leave_notice_s: float) -> None:
+        super().__init__(config)
+        self._app_state = app.state
+        self._leave_notice_s = leave_notice_s
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._end, number)
+            loop.add_signal_handler(number, self._end)
         try:
             yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
-    def _end(self, number: int) -> None:
-        if not self.should_exit:
-            note("molmo: ending; requests in flight may finish (again: end at once)")
-        self.force_exit = self.should_exit
+    def _end(self) -> None:
+        if self._app_state.is_leaving:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+            return
+        note("molmo: ending; requests in flight may finish (again: end at once)")
+        self._app_state.is_leaving = True
+        asyncio.get_running_loop().call_later(self._leave_notice_s, self._stop_listening)
+
+    def _stop_listening(self) -> None:
         self.should_exit = True
 
 

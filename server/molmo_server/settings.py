@@ -48,6 +48,20 @@ class MolmoSettings(BaseSettings):
     run_dir: Path | None = None
     """Logs of the engine; None: a private temporary folder, removed at a clean end."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_endpoint: str | None = None
+    """Where traces are sent: the base URL of an OTLP/HTTP collector, as http://127.0.0.1:4318."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Web pages that may ask, as https://app.example.org, with commas between them; `*`: all."""
+
+    # Connections
+    max_connections: int = Field(default=1000, ge=1)
+    """More are refused at once with 503."""
+    head_timeout_s: float = Field(default=10, gt=0)
+    """Within so long a request's head must have arrived, from its first byte or the connection."""
+    keep_alive_s: float = Field(default=5, gt=0)
+    """An idle connection is kept for another request so long."""
+    write_timeout_s: float = Field(default=60, gt=0)
+    """A caller that does not take what it is sent is cut off after so long."""
 
     # Engine
     n_engines: int | None = Field(default=None, ge=0, le=64)
@@ -94,6 +108,8 @@ class MolmoSettings(BaseSettings):
     """So many starts in a row without becoming ready end the attempts."""
     drain_s: float = Field(default=30, ge=0)
     """How long requests in flight may go on when the service ends."""
+    leave_notice_s: float = Field(default=0, ge=0)
+    """When told to end, `/ready` says 503 for so long while requests are still taken."""
 
     # Admission
     max_body_bytes: int = Field(default=64 * _MIB, ge=1)
@@ -112,8 +128,10 @@ class MolmoSettings(BaseSettings):
     max_video_bytes: int = Field(default=64_000_000, ge=1)
     max_video_duration_s: float = Field(default=600, gt=0)
     max_video_side_px: int = Field(default=4096, ge=1)
+    max_video_frames: int = Field(default=100_000, ge=1)
+    """In the file, whatever of it is looked at: 600 s at 120 a second are 72,000."""
     probe_timeout_s: float = Field(default=20, gt=0)
-    """Wall clock and processor time of the child that looks at one video."""
+    """Wall clock and processor time of the child that looks at one video or large picture."""
     probe_memory_bytes: int = Field(default=2048 * _MIB, ge=1)
     max_probes: int = Field(default=2, ge=1)
     """Most media looked at at the same time."""
@@ -128,6 +146,20 @@ class MolmoSettings(BaseSettings):
     media_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
     """Above it the least recently used files are removed."""
 
+    # Files and batches
+    batch_dir: Path | None = None
+    """Of this server alone; None: a private temporary folder, removed at a clean end."""
+    max_file_bytes: int = Field(default=200_000_000, ge=1)
+    max_batch_lines: int = Field(default=50_000, ge=1)
+    batch_concurrent: int = Field(default=4, ge=1)
+    """Most lines of batches asked at the same time."""
+    max_batches: int = Field(default=32, ge=1)
+    """Most batches of one tenant that have not ended."""
+    files_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
+    """Most bytes of files that one tenant may keep."""
+    files_ttl_s: float = Field(default=30 * 24 * 3600, ge=1)
+    """After so long files are removed, and batches that have ended."""
+
     # Media of other servers
     remote_media: Literal["off", "allowlist", "public"] = "off"
     """Whose http(s) URLs are fetched: nobody's, those of `remote_hosts`, every public server's."""
@@ -141,8 +173,12 @@ class MolmoSettings(BaseSettings):
     # Answers
     default_max_tokens: int = Field(default=1024, ge=1)
     max_tokens_limit: int = Field(default=4096, ge=1)
-    constrains_verbs: bool = False
+    constrains_verbs: bool = True
     """Point, count and track decode under a grammar, unless a request says otherwise."""
+    gives_confidence: bool = False
+    """Their places come with a confidence, unless a request says otherwise."""
+    max_labels: int = Field(default=8, ge=1)
+    """Objects, or points to go on from, in one request."""
     max_choices: int = Field(default=4, ge=1)
     max_logprobs: int = Field(default=20, ge=0)
     max_stops: int = Field(default=8, ge=0)
@@ -152,16 +188,16 @@ class MolmoSettings(BaseSettings):
     def _as_text(cls, store: Any) -> Any:
         return str(store) if isinstance(store, Path) else store
 
-    @field_validator("cache_dir", "media_dir")
+    @field_validator("cache_dir", "media_dir", "batch_dir")
     @classmethod
     def _of_the_user(cls, folder: Path | None) -> Path | None:
         return folder and folder.expanduser()
 
-    @field_validator("remote_hosts", mode="before")
+    @field_validator("remote_hosts", "cors_origins", mode="before")
     @classmethod
-    def _with_commas(cls, hosts: Any) -> Any:
-        many = hosts.split(",") if isinstance(hosts, str) else hosts
-        return tuple(host.strip().lower() for host in many if host.strip())
+    def _with_commas(cls, names: Any) -> Any:
+        many = names.split(",") if isinstance(names, str) else names
+        return tuple(name.strip().lower() for name in many if name.strip())
 
     @field_validator("engine_devices", mode="before")
     @classmethod

@@ -31,6 +31,7 @@ from molmo_server.engine_pool import (
 from molmo_server.engine_pool.fake import FakeEngine, serve_fake
 from molmo_server.engines import OwnEngines
 from molmo_server.settings import MolmoSettings
+from molmo_server.web.server import server_config
 
 FAST = EngineTiming(
     health_interval_s=0.05, health_timeout_s=2, hang_grace_s=0.5, start_timeout_s=30
@@ -152,7 +153,7 @@ def serve_in_thread(
 
     async def serve() -> None:
         app = create_app(settings, engines(), own=own, others=others(), address=address)
-        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5)
+        config = server_config(app, settings)
         started.append(uvicorn.Server(config))
         await started[0].serve(sockets=[listener])
 

@@ -57,13 +57,18 @@ class EnginePool:
         """Set when other engines answer than before, and then replaced."""
         self._leaving: set[asyncio.Task[None]] = set()
 
+    @property
+    def all_engines(self) -> tuple[RemoteEngine, ...]:
+        """Those that answer, and one on trial."""
+        return (*self.engines, *([self.trial.engine] if self.trial else []))
+
     async def start(self) -> None:
         for engine in self.engines:
             await engine.start()
 
     async def stop(self, *, drain_s: float) -> None:
-        engines = [*self.engines, *([self.trial.engine] if self.trial else [])]
-        await asyncio.gather(*(e.stop(drain_s=drain_s) for e in engines), *self._leaving)
+        leaving = (engine.stop(drain_s=drain_s) for engine in self.all_engines)
+        await asyncio.gather(*leaving, *self._leaving)
 
     # --- engines that come and go -----------------------------------------------------------------
 

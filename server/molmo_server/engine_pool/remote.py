@@ -34,6 +34,7 @@ from molmo_server.engine_pool.exchange import (
     failure,
     lost_on_the_way,
 )
+from molmo_server.telemetry.tracing import trace_headers
 
 logger = logging.getLogger(__name__)
 
@@ -224,6 +225,7 @@ class RemoteEngine:
         """
         assert self._session is not None, "start the engine first"
         headers = {"content-type": "application/json", "x-request-id": request_id}
+        headers |= trace_headers()
         response: aiohttp.ClientResponse | None = None
         if self.n_in_flight == 0:
             self._note_bytes()

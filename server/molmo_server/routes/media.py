@@ -44,7 +44,10 @@ def media_router(gateway: Gateway) -> APIRouter:
     async def upload(request: Request) -> api.UploadedMedia:
         data = await read_file(request, gateway.settings)
         async with gateway.admission.admit(caller_of(request.scope).tenant):
-            return await gateway.media.keep(data)
+            kept = await gateway.media.keep(data)
+        gateway.metrics.uploads.inc()
+        gateway.metrics.upload_bytes.inc(kept.bytes)
+        return kept
 
     @router.get("/{media_id}", operation_id="media", summary="What an uploaded file is")
     async def facts(media_id: str, request: Request) -> api.UploadedMedia:

@@ -5,14 +5,17 @@ Knows: what operators and OpenAI's clients ask for. Does not know: how engines a
 
 from __future__ import annotations
 
+import asyncio
 import time
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from molmo_core import api
+from molmo_core.errors import EngineUnavailable
 from molmo_server.gateway import Gateway
 from molmo_server.routes.document import PLAIN_TEXT
+from molmo_server.telemetry.engine_metrics import merged
 
 
 def ops_router(gateway: Gateway) -> APIRouter:
@@ -45,18 +48,22 @@ def ops_router(gateway: Gateway) -> APIRouter:
         operation_id="ready",
         summary="An engine takes requests; 503 with the reason otherwise",
     )
-    async def ready() -> dict[str, str]:
+    async def ready(request: Request) -> dict[str, str]:
+        if request.app.state.is_leaving:
+            raise EngineUnavailable(
+                "this server is ending; send the request to another", retry_after_s=1
+            )
         if not any(one.engines.is_ready for one in every):
             raise gateway.engines.unavailable()
         return {"status": "ready", "checkpoint": gateway.checkpoint.id}
 
     @router.get("/metrics", operation_id="metrics", response_class=Response, responses=PLAIN_TEXT)
     async def metrics() -> Response:
-        """Of the gateway, and the engine's own when there is one engine."""
-        text = _gateway_metrics(gateway)
-        engines = [engine for one in every for engine in one.engines.engines]
-        if len(engines) == 1:
-            text += _vllm_families(await engines[0].metrics()).encode()
+        """Of the gateway and of its engines; the engines' have the label `gateway_engine`."""
+        engines = [engine for one in every for engine in one.engines.all_engines]
+        texts = await asyncio.gather(*(engine.metrics() for engine in engines))
+        names = [engine.name for engine in engines]
+        text = _gateway_metrics(gateway) + merged(dict(zip(names, texts, strict=True))).encode()
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -67,23 +74,9 @@ def _gateway_metrics(gateway: Gateway) -> bytes:
     metrics.running.set(gateway.admission.n_running)
     metrics.queued.set(gateway.admission.n_queued)
     metrics.media_bytes.set(gateway.media.spool.n_bytes)
-    for gauge in (
-        metrics.checkpoint,
-        metrics.engine_ready,
-        metrics.engine_in_flight,
-        metrics.engine_restarts,
-    ):
-        gauge.clear()  # of those that have left
-    for one in (gateway, *gateway.others):
+    every = (gateway, *gateway.others)
+    metrics.checkpoint.clear()
+    for one in every:
         metrics.checkpoint.labels(one.checkpoint.id).set(1)
-        for engine in one.engines.engines:
-            metrics.engine_ready.labels(engine.name).set(engine.ready.is_set())
-            metrics.engine_in_flight.labels(engine.name).set(engine.n_in_flight)
-            metrics.engine_restarts.labels(engine.name).set(engine.n_restarts)
+    metrics.show_engines(engine for one in every for engine in one.engines.all_engines)
     return metrics.text()
-
-
-def _vllm_families(text: str) -> str:
-    """Only vLLM's own: the engine's process figures would stand there as the gateway's."""
-    prefixes = ("vllm:", "# HELP vllm:", "# TYPE vllm:")
-    return "".join(f"{line}\n" for line in text.splitlines() if line.startswith(prefixes))
