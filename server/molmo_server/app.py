@@ -61,7 +61,7 @@ def create_app(
     metrics, tracing = Metrics(), Tracing(settings.otlp_endpoint)
     rollout.history.on_event = metrics.note_rollout
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
-    access = Access(settings.keys, admin_key=admin_key)
+    access = Access(settings.keys, admin_key=admin_key, limits=settings.limits)
     gateway = Gateway(
         settings=settings,
         live=live,

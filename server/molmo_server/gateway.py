@@ -216,7 +216,7 @@ class Asked:
         if self.question.form is not None:
             grammar = answer_grammar(self.question.form, self.prompt, budget)
             options = {**options, "structured_outputs": {"grammar": grammar}}
-        self.question.caller.pay(self.prompt.n_visual_tokens)
+        await self.question.caller.pay(self.prompt.n_visual_tokens)
         self.journey.begin("engine", engine=engine.name, checkpoint=checkpoint.id)
         return orjson.dumps(
             {

@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import uvicorn
 import uvloop
+from cyclopts import Parameter
 from fastapi import FastAPI
 from pydantic import ValidationError
 
@@ -33,8 +37,9 @@ from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.errors import from_validation
-from molmo_server.settings import MolmoSettings
+from molmo_server.settings import MolmoSettings, misspelt_variables
 from molmo_server.telemetry import configure_logging
+from molmo_server.tenancy.databases import without_password
 from molmo_server.tenancy.store import KeyStore
 from molmo_server.terminal import note, tell
 from molmo_server.web.server import server_config
@@ -53,6 +58,7 @@ def serve_command(
     max_model_len: int | None = None,
     n_threads: int | None = None,
     run_dir: Path | None = None,
+    print_config: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Serve a checkpoint on this machine.
 
@@ -81,13 +87,30 @@ def serve_command(
         On CPU: threads of the engine; all cores, for molmo2-tiny one, unless given.
     run_dir
         Folder for the engine's logs; a temporary one unless given.
+    print_config
+        Print all settings as they would be used, as JSON without secrets, and end.
     """
-    given = {name: value for name, value in locals().items() if value is not None}
+    options = {name: value for name, value in locals().items() if name != "print_config"}
+    given = {name: value for name, value in options.items() if value is not None}
     try:
         settings = MolmoSettings(**given)
     except ValidationError as error:
         return _complain(EXIT_BAD_SETTINGS, f"settings: {from_validation(error).message}")
+    for complaint in misspelt_variables():
+        note(f"molmo serve: {complaint}")
+    if print_config:
+        sys.stdout.write(f"{json.dumps(shown_settings(settings), indent=2)}\n")
+        return EXIT_OK
     return run_server(settings)
+
+
+def shown_settings(settings: MolmoSettings) -> dict[str, object]:
+    """All settings by name, keys and passwords hidden."""
+    values = settings.model_dump(mode="json")
+    return {
+        name: without_password(value) if isinstance(value, str) else value
+        for name, value in values.items()
+    }
 
 
 def run_server(settings: MolmoSettings) -> int:

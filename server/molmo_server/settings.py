@@ -8,6 +8,8 @@ Knows: names, defaults, allowed ranges. Does not know: what the values are used 
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,10 +19,26 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _MIB = 1024 * 1024
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
+_ORIGIN = re.compile(r"https?://[^/@?#\s]+")
+_PREFIX = "MOLMO_"
+_OTHERS = ("MOLMO_API_KEY", "MOLMO_SERVER", "MOLMO_GATE_CANDIDATE", "MOLMO_GATE_CURRENT")
+"""Variables of the client, and what a gate is told."""
+
+
+def misspelt_variables() -> list[str]:
+    """What is wrong with variables of the environment that look like settings and are none."""
+    known = {f"{_PREFIX}{name.upper()}" for name in MolmoSettings.model_fields} | set(_OTHERS)
+    complaints = []
+    for name in sorted(name for name in os.environ if name.startswith(_PREFIX)):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            complaints.append(f"{name} is no setting and has no effect{meant}")
+    return complaints
 
 
 class MolmoSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="MOLMO_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -36,8 +54,12 @@ class MolmoSettings(BaseSettings):
     """Load what becomes current in the store, without being told."""
     admin_key: SecretStr | None = None
     """Allows the routes under /admin; without it only a key of scope admin does."""
-    keys: Path | None = None
-    """The file of API keys that `molmo keys` writes; None: whoever comes is served."""
+    keys: str | None = Field(default=None, repr=False)
+    """The file of API keys that `molmo keys` writes, or the postgresql:// URL of a database that
+    several servers share; None: whoever comes is served."""
+    limits: str | None = Field(default=None, repr=False)
+    """The redis:// URL of a server where the limits of keys are counted for several servers; None:
+    each server counts its own."""
     served_name: str = "molmo2"
     run_dir: Path | None = None
     """Logs of the engine; None: a private temporary folder, removed at a clean end."""
@@ -151,10 +173,10 @@ class MolmoSettings(BaseSettings):
     max_logprobs: int = Field(default=20, ge=0)
     max_stops: int = Field(default=8, ge=0)
 
-    @field_validator("store", mode="before")
+    @field_validator("store", "keys", mode="before")
     @classmethod
-    def _as_text(cls, store: Any) -> Any:
-        return str(store) if isinstance(store, Path) else store
+    def _as_text(cls, place: Any) -> Any:
+        return str(place) if isinstance(place, Path) else place
 
     @field_validator("cache_dir", "media_dir")
     @classmethod
@@ -192,6 +214,61 @@ class MolmoSettings(BaseSettings):
             raise ValueError(
                 f"{examined[0]} needs a second engine, and swap_way is in_place; leave one out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> MolmoSettings:
+        second = self.swap_way == "blue_green" or self.gate_command or self.canary_share
+        for is_so, what in (
+            (
+                self.default_max_tokens > self.max_tokens_limit,
+                f"default_max_tokens is {self.default_max_tokens}, more than max_tokens_limit, "
+                f"which is {self.max_tokens_limit}; lower the one or raise the other",
+            ),
+            (
+                self.first_backoff_s > self.longest_backoff_s,
+                f"first_backoff_s is {self.first_backoff_s:g}, more than longest_backoff_s, which "
+                f"is {self.longest_backoff_s:g}; lower the one or raise the other",
+            ),
+            (
+                self.engine_url is not None and (second or self.shadow_share),
+                "engine_url names an engine that others run, and a gate, a canary or "
+                "swap_way=blue_green need one of this server's own; leave one out",
+            ),
+            (
+                self.least_same > 0 and self.shadow_share == 0,
+                "least_same is about compared answers, and shadow_share is 0: none is compared; "
+                "set shadow_share, or leave least_same out",
+            ),
+            (
+                self.limits is not None and self.keys is None,
+                "limits are those of keys, and keys are not asked for; set keys, or leave limits "
+                "out",
+            ),
+        ):
+            if is_so:
+                raise ValueError(what)
+        return self
+
+    @model_validator(mode="after")
+    def _check_addresses(self) -> MolmoSettings:
+        schemes = {
+            "engine_url": ("http://", "https://"),
+            "otlp_endpoint": ("http://", "https://"),
+            "limits": ("redis://", "rediss://", "unix://"),
+        }
+        for name, allowed in schemes.items():
+            value = getattr(self, name)
+            if value is not None and not value.startswith(allowed):
+                raise ValueError(
+                    f"{name} begins otherwise than {' or '.join(allowed)}; write a URL"
+                )
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"cors_origins has {origin!r}; write https://app.example.org, without a path, "
+                    "or * for all"
+                )
         return self
 
     @property

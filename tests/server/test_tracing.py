@@ -99,4 +99,6 @@ def test_without_an_endpoint_there_is_no_trace_and_no_import(folder: Path, tmp_p
 def test_answers_come_also_when_the_collector_is_away(folder: Path, tmp_path: Path) -> None:
     with running_gateway(folder, tmp_path, otlp_endpoint="http://127.0.0.1:9") as gateway:
         assert gateway.chat("Hi").status_code == 200
-        assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-0[13]", str(gateway.engine.traceparents[0]))
+        assert re.fullmatch(
+            "00-[0-9a-f]{32}-[0-9a-f]{16}-0[13]", str(gateway.engine.traceparents[0])
+        )

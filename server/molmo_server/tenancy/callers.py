@@ -1,7 +1,9 @@
 """The caller of one request: whose it is, what its key allows, what it used.
 
-Limits are token buckets in the memory of this process: full at the start, filled again evenly over
-a minute. They belong to a key, not to its tenant: two keys of one tenant have a bucket each.
+Limits are token buckets: full at the start, filled again evenly over a minute. They belong to a
+key, not to its tenant: two keys of one tenant have a bucket each. They are in the memory of this
+process, or shared with other servers (`shared_limits`); what is known of those is kept here too, so
+that this server can go on by itself.
 
 Knows: limits, OpenAI's rate limit headers. Does not know: where keys come from, routes.
 """
@@ -10,13 +12,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
 from molmo_core.errors import RateLimited, TooManyMedia
+from molmo_server.tenancy.shared_limits import SharedLimits, Taken
 from molmo_server.tenancy.store import Key, Usage
 
 _CALLER = "caller"
@@ -36,7 +39,15 @@ class Bucket:
         if n <= self._left:
             self._left -= n
             return 0.0
+        return self.wait_s(n)
+
+    def wait_s(self, n: int) -> float:
+        """Until `n` are there."""
         return (n - self._left) * 60 / self.per_min
+
+    def set_left(self, left: float) -> None:
+        """As others who take from it say."""
+        self._left, self._seen_s = left, self._clock_s()
 
     def headers(self, what: str) -> Headers:
         """How many of `what` are allowed and left, and when all are there again."""
@@ -58,8 +69,15 @@ class Bucket:
 class Allowance:
     """What a key may have at present."""
 
-    def __init__(self, key: Key, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        key: Key,
+        *,
+        shared: SharedLimits | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.key = key
+        self._shared = shared
         self._n_running = 0
         per_min = {
             "requests": key.requests_per_min,
@@ -67,24 +85,22 @@ class Allowance:
         }
         self._buckets = {what: Bucket(n, clock_s) for what, n in per_min.items() if n is not None}
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def request(self) -> AsyncIterator[None]:
         """One request, as long as the block runs; raises RateLimited."""
-        allowed = self.key.n_concurrent
-        if allowed is not None and self._n_running >= allowed:
-            raise RateLimited(
-                f"{self._n_running} requests of this key are being answered, which is all it may "
-                "have at the same time; send the next when one is done",
-                retry_after_s=_SLOT_RETRY_S,
-            )
-        self._take("requests", 1)
+        taken = await self._take_shared("requests", 1, allowed=self.key.n_concurrent)
+        if taken is None:
+            self._check_slot(self._n_running)
+            self._take("requests", 1)
         self._n_running += 1
         try:
             yield
         finally:
             self._n_running -= 1
+            if taken is not None and self._shared is not None:
+                self._shared.leave(taken.lease)
 
-    def take_visual_tokens(self, n: int) -> None:
+    async def take_visual_tokens(self, n: int) -> None:
         """Raises RateLimited; TooManyMedia for more than a whole minute's."""
         bucket = self._buckets.get("visual-tokens")
         if bucket is not None and n > bucket.per_min:
@@ -92,7 +108,34 @@ class Allowance:
                 f"the media are {n:,} visual tokens, this key may send {bucket.per_min:,} a "
                 "minute; send fewer or smaller media, or use a key that allows more"
             )
-        self._take("visual-tokens", n)
+        if await self._take_shared("visual-tokens", n) is None:
+            self._take("visual-tokens", n)
+
+    async def _take_shared(self, what: str, n: int, allowed: int | None = None) -> Taken | None:
+        """None where limits are not shared, or cannot be now. Raises RateLimited."""
+        bucket = self._buckets.get(what)
+        if self._shared is None or (bucket is None and allowed is None):
+            return None
+        per_min = bucket.per_min if bucket else None
+        taken = await self._shared.take(self.key.prefix, what, n, per_min=per_min, allowed=allowed)
+        if taken is None:
+            return None
+        if bucket is not None and taken.lacks != "slot":
+            bucket.set_left(taken.left)
+        if taken.lacks == "slot":
+            self._check_slot(allowed or 0)
+        if taken.lacks == "bucket" and bucket is not None:
+            raise self._too_little(bucket, what, n, bucket.wait_s(n))
+        return taken
+
+    def _check_slot(self, n_running: int) -> None:
+        allowed = self.key.n_concurrent
+        if allowed is not None and n_running >= allowed:
+            raise RateLimited(
+                f"{n_running} requests of this key are being answered, which is all it may "
+                "have at the same time; send the next when one is done",
+                retry_after_s=_SLOT_RETRY_S,
+            )
 
     def headers(self) -> Headers:
         return [h for what, bucket in self._buckets.items() for h in bucket.headers(what)]
@@ -100,11 +143,14 @@ class Allowance:
     def _take(self, what: str, n: int) -> None:
         bucket = self._buckets.get(what)
         if bucket is not None and (wait_s := bucket.take(n)) > 0:
-            raise RateLimited(
-                f"too little is left of this key's {bucket.per_min:,} {what.replace('-', ' ')} a "
-                f"minute, this request takes {n:,}; send it again in {math.ceil(wait_s)} s",
-                retry_after_s=wait_s,
-            )
+            raise self._too_little(bucket, what, n, wait_s)
+
+    def _too_little(self, bucket: Bucket, what: str, n: int, wait_s: float) -> RateLimited:
+        return RateLimited(
+            f"too little is left of this key's {bucket.per_min:,} {what.replace('-', ' ')} a "
+            f"minute, this request takes {n:,}; send it again in {math.ceil(wait_s)} s",
+            retry_after_s=wait_s,
+        )
 
 
 @dataclass(kw_only=True)
@@ -123,13 +169,13 @@ class Caller:
     def is_counted(self) -> bool:
         return self.allowance is not None
 
-    def pay(self, n_visual_tokens: int) -> None:
+    async def pay(self, n_visual_tokens: int) -> None:
         """Take a measured prompt from what the key may have; once, however often it is measured.
 
         Raises RateLimited, TooManyMedia.
         """
         if self.allowance is not None and not self._has_paid:
-            self.allowance.take_visual_tokens(n_visual_tokens)
+            await self.allowance.take_visual_tokens(n_visual_tokens)
         self._has_paid = True
 
     def note_tokens(self, *, prompt: int, visual: int, completion: int) -> None:
