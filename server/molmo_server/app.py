@@ -89,6 +89,7 @@ def create_app(
         title="Molmo2",
         version=__version__,
         summary="Points, counts and tracks as typed data",
+        redoc_url=None,  # the same as /docs, from other hosts
         lifespan=lifespan,
         dependencies=[Depends(access.check)],
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import resource
 import shutil
 import signal
 import socket
@@ -45,6 +46,8 @@ from molmo_server.terminal import note, tell
 from molmo_server.web.server import server_config
 
 EXIT_OK, EXIT_NO_ENGINE, EXIT_BAD_SETTINGS, EXIT_PORT_TAKEN = 0, 1, 2, 3
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_OTHER_FILES = 256
 
 
 def serve_command(
@@ -131,6 +134,11 @@ def run_server(settings: MolmoSettings) -> int:
             f"port {settings.port} on {settings.host} is taken by another program; "
             f"end that one, or choose another: molmo serve --port {settings.port + 1}",
         )
+    if settings.keys is None and settings.host not in _LOOPBACK:
+        note(
+            f"molmo serve: whoever reaches {settings.host} is served; set MOLMO_KEYS to ask for keys"
+        )
+    _allow_open_files(settings)
     # Short and private: a socket's path may have 107 characters.
     private = Path(tempfile.mkdtemp(prefix="molmo-"))
     configure_logging(settings.log_level)
@@ -196,6 +204,21 @@ class _Server(uvicorn.Server):
 
     def _stop_listening(self) -> None:
         self.should_exit = True
+
+
+def _allow_open_files(settings: MolmoSettings) -> None:
+    """As many as there may be connections, to callers and to engines, if the system permits."""
+    wanted = 2 * settings.max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        note(
+            f"molmo serve: {allowed} files may be open, {wanted} are needed for max_connections of "
+            f"{settings.max_connections}; raise the limit (ulimit -n) or lower the setting"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:
