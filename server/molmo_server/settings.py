@@ -21,13 +21,13 @@ _MIB = 1024 * 1024
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
 _ORIGIN = re.compile(r"https?://[^/@?#\s]+")
 _PREFIX = "MOLMO_"
-_OTHERS = ("MOLMO_API_KEY", "MOLMO_SERVER", "MOLMO_GATE_CANDIDATE", "MOLMO_GATE_CURRENT")
+_NOT_SETTINGS = ("MOLMO_API_KEY", "MOLMO_SERVER", "MOLMO_GATE_CANDIDATE", "MOLMO_GATE_CURRENT")
 """Variables of the client, and what a gate is told."""
 
 
 def misspelt_variables() -> list[str]:
     """What is wrong with variables of the environment that look like settings and are none."""
-    known = {f"{_PREFIX}{name.upper()}" for name in MolmoSettings.model_fields} | set(_OTHERS)
+    known = {f"{_PREFIX}{name.upper()}" for name in MolmoSettings.model_fields} | set(_NOT_SETTINGS)
     complaints = []
     for name in sorted(name for name in os.environ if name.startswith(_PREFIX)):
         if name not in known:
