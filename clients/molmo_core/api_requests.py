@@ -8,7 +8,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 DataUrl = Annotated[
@@ -52,12 +52,20 @@ class GenerationOptions(StrictRequest):
     model: str | None = None
     """Served model name or checkpoint id; None: whatever is served."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, strict=False, allow_inf_nan=False)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
     seed: Seed | None = None
+
+
+_ONE_KIND: list[JsonValue] = [
+    {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+    for name in ("image_url", "images", "video_url")
+]
 
 
 class MediaFields(GenerationOptions):
     """Exactly one of the three; `images` holds one or several."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": _ONE_KIND})
 
     image_url: DataUrl | None = None
     images: Annotated[list[DataUrl], Field(min_length=1)] | None = None

@@ -13,6 +13,7 @@ telemetry     logs, metrics, traces; the outermost layer of the application
 web           the web server: time limits of connections, headers for browsers
 tenancy       API keys: who may ask, how much, what was used
 checkpoints   which checkpoint is served, and how another one comes to be
+batches       files of requests, answered in the background
 engine_pool   engines as the gateway sees them: health, restarts, retries, other weights
 engine        what runs inside an engine process: the vLLM plugin
 """

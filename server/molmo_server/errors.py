@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from molmo_core.errors import InvalidRequest, MolmoError, NotFound, UnknownField
@@ -105,4 +106,14 @@ def install_error_handlers(app: FastAPI) -> None:
         note_error(request.scope, mapped)
         response = error_response(mapped)
         response.headers.update(error.headers or {})
+        if error.status_code == 405:  # the framework names those of one of the path's routes
+            response.headers["allow"] = ", ".join(_methods_of(request))
         return response
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What the path of a request can be asked with."""
+    matching = [
+        route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return sorted({m for route in matching for m in getattr(route, "methods", None) or ()})

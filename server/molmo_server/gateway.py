@@ -65,24 +65,52 @@ class Gateway:
     metrics: Metrics
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
     """Requests that nobody waits for."""
+    others: tuple[Gateway, ...] = ()
+    """Of other models, with the same media, admission and metrics."""
 
     @property
     def checkpoint(self) -> Checkpoint:
         """What is served now; an answer's own is in its `EngineReply`."""
         return self.live.current
 
+    def serving(self, name: str | None) -> Gateway:
+        """That of the model of this name, which may be a checkpoint's id. Raises NotFound."""
+        every = (self, *self.others)
+        for gateway in every:
+            if name is None or name in gateway.names:
+                return gateway
+        known = "; ".join(" alias ".join(gateway.names) for gateway in every)
+        raise NotFound(f"there is no model {str(name)[:100]!r}; served is {known}", param="model")
+
+    @property
+    def names(self) -> list[str]:
+        """What its model can be asked for by; two checkpoints while engines are changed."""
+        loaded = {engine.checkpoint_id for engine in self.engines.engines} - {self.checkpoint.id}
+        known = [self.settings.served_name, self.checkpoint.id, *sorted(loaded)]
+        if (trial := self.engines.trial) is not None and trial.is_open:
+            known.append(trial.engine.checkpoint_id)
+        return known
+
     @asynccontextmanager
     async def open(
         self, question: Question, *, request_id: str, whole: bool
     ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         """Admit, check and ask; the engine's first bytes have arrived when the block begins."""
-        self._check_model(question.model)
+        async with self.serving(question.model)._open(question, request_id, whole) as opened:
+            yield opened
+
+    @asynccontextmanager
+    async def _open(
+        self, question: Question, request_id: str, whole: bool
+    ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         turns = check_turns(question.turns, system=question.system)
         self.engines.check_hope()
         journey = Journey(self.metrics)
         with journey.whole():
             journey.begin("queue")
-            async with self.admission.admit(question.caller.tenant) as deadline:
+            caller = question.caller
+            admitted = self.admission.admit(caller.tenant, is_background=caller.is_background)
+            async with admitted as deadline:
                 media = await self._checked_media(question, journey)
                 asked = Asked(
                     gateway=self, question=question, turns=turns, media=media, journey=journey
@@ -94,6 +122,7 @@ class Gateway:
                     request_id=request_id,
                     deadline=deadline,
                     whole=whole,
+                    medium=media.first_sha256,
                     checkpoint_id=named,
                 ) as reply:
                     asked.answering = self.id_of(reply)
@@ -111,12 +140,13 @@ class Gateway:
         """The engine's whole chat completion."""
         async with self.open(question, request_id=request_id, whole=True) as (asked, reply):
             answer = _whole_answer(reply)
-            n_tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
-            asked.note_tokens(completion=n_tokens)
+            usage = answer.get("usage") or {}
+            n_tokens = usage.get("completion_tokens", 0)
+            asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
             answered = Completion(
-                prompt=asked.prompt, answer=answer, checkpoint_id=self.id_of(reply)
+                prompt=asked.prompt, answer=answer, checkpoint_id=asked.gateway.id_of(reply)
             )
-        self._compare(asked, answered, request_id)
+        asked.gateway._compare(asked, answered, request_id)
         return answered
 
     def _compare(self, asked: Asked, answered: Completion, request_id: str) -> None:
@@ -171,16 +201,6 @@ class Gateway:
                 param="model",
             )
 
-    def _check_model(self, name: str | None) -> None:
-        known = [self.settings.served_name, self.checkpoint.id]
-        if (trial := self.engines.trial) is not None and trial.is_open:
-            known.append(trial.engine.checkpoint_id)
-        if name is not None and name not in known:
-            raise NotFound(
-                f"there is no model {name[:100]!r}; served is {' alias '.join(known)}",
-                param="model",
-            )
-
 
 @dataclass(kw_only=True)
 class Asked:
@@ -207,7 +227,6 @@ class Asked:
         self.prompt = await measure(self.turns, self.media, checkpoint)
         budget = answer_budget(
             self.prompt,
-            checkpoint,
             asked=self.question.max_tokens,
             default=settings.default_max_tokens,
             limit=settings.max_tokens_limit,
@@ -227,19 +246,12 @@ class Asked:
             }
         )
 
-    def note_tokens(self, *, completion: int) -> None:
-        """What the caller used, of an answer of so many tokens."""
-        self.question.caller.note_tokens(
-            prompt=self.prompt.n_tokens,
-            visual=self.prompt.n_visual_tokens,
-            completion=completion,
-        )
-        self.journey.tokens(
-            self.answering,
-            prompt=self.prompt.n_tokens,
-            visual=self.prompt.n_visual_tokens,
-            completion=completion,
-        )
+    def note_tokens(self, *, prompt: int | None, completion: int) -> None:
+        """What was used; `prompt` as the engine told, None: it did not."""
+        n_prompt = self.prompt.n_tokens if prompt is None else prompt
+        n_visual = self.prompt.n_visual_tokens
+        self.question.caller.note_tokens(prompt=n_prompt, visual=n_visual, completion=completion)
+        self.journey.tokens(self.answering, prompt=n_prompt, visual=n_visual, completion=completion)
 
 
 def _whole_answer(reply: EngineReply) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import json
 import resource
 import shutil
@@ -32,8 +33,9 @@ from cyclopts import Parameter
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from molmo_core.errors import CheckpointError, KeyStoreError
-from molmo_server.app import create_app
+from molmo_core.errors import BatchStoreError, CheckpointError, KeyStoreError
+from molmo_server.app import ModelParts, create_app
+from molmo_server.batches.folder import BatchFolder
 from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.engines import OwnEngines, build_pool
@@ -56,7 +58,8 @@ def serve_command(
     port: int | None = None,
     checkpoint: Path | None = None,
     store: str | None = None,
-    engine_url: str | None = None,
+    n_engines: int | None = None,
+    engine_urls: str | None = None,
     dtype: str | None = None,
     max_model_len: int | None = None,
     n_threads: int | None = None,
@@ -80,8 +83,10 @@ def serve_command(
     store
         Store of published checkpoints, a folder or a URL as s3://bucket/models: the current one is
         served, and every later one.
-    engine_url
-        An engine that runs elsewhere, instead of starting one.
+    n_engines
+        Engines to start on this machine; one unless given, none where engine_urls names some.
+    engine_urls
+        Engines that run elsewhere, with commas between them.
     dtype
         Number format of the engine: auto, bfloat16, float32.
     max_model_len
@@ -119,10 +124,12 @@ def shown_settings(settings: MolmoSettings) -> dict[str, object]:
 def run_server(settings: MolmoSettings) -> int:
     """Serve until told to end; returns the exit code."""
     try:
-        checkpoint = first_checkpoint(settings, tell=note)
+        every = [(one, first_checkpoint(one, tell=note)) for one in settings.of_models()]
         if settings.keys is not None:
             KeyStore(settings.keys).close()
-    except (CheckpointError, KeyStoreError, OSError) as error:
+        if settings.batch_dir is not None:
+            BatchFolder(settings.batch_dir).close()
+    except (BatchStoreError, CheckpointError, KeyStoreError, OSError) as error:
         return _complain(EXIT_BAD_SETTINGS, str(error))
     try:
         listener = _listen(settings.host, settings.port)
@@ -135,32 +142,46 @@ def run_server(settings: MolmoSettings) -> int:
             f"end that one, or choose another: molmo serve --port {settings.port + 1}",
         )
     if settings.keys is None and settings.host not in _LOOPBACK:
-        note(
-            f"molmo serve: whoever reaches {settings.host} is served; set MOLMO_KEYS to ask for keys"
-        )
+        note(f"molmo serve: whoever reaches {settings.host} is served; MOLMO_KEYS asks for keys")
     _allow_open_files(settings)
     # Short and private: a socket's path may have 107 characters.
     private = Path(tempfile.mkdtemp(prefix="molmo-"))
     configure_logging(settings.log_level)
     try:
-        return uvloop.run(_serve(settings, checkpoint, listener, private))
+        return uvloop.run(_serve(every, listener, private))
     finally:
         listener.close()
         shutil.rmtree(private, ignore_errors=True)
 
 
 async def _serve(
-    settings: MolmoSettings, checkpoint: Checkpoint, listener: socket.socket, private: Path
+    every: list[tuple[MolmoSettings, Checkpoint]], listener: socket.socket, private: Path
 ) -> int:
+    """`every` model's settings and checkpoint, the first one's are the service's."""
+    settings = every[0][0]
     log_dir = settings.run_dir or private
     log_dir.mkdir(parents=True, exist_ok=True)
     address = _address(settings.host, listener)
-    own = OwnEngines(settings=settings, socket_dir=private, log_dir=log_dir)
-    engines = build_pool(settings, checkpoint, own)
-    app = create_app(settings, engines, checkpoint, own=own, address=address)
+    parts = []
+    for one, checkpoint in every:
+        prefix = "engine" if one is settings else f"{one.served_name}-engine"
+        own = OwnEngines(settings=one, socket_dir=private, log_dir=log_dir, prefix=prefix)
+        engines = build_pool(one, checkpoint, own)
+        parts.append(ModelParts(settings=one, engines=engines, checkpoint=checkpoint, own=own))
+    first, *others = parts
+    app = create_app(
+        settings,
+        first.engines,
+        first.checkpoint,
+        own=first.own,
+        others=others,
+        address=address,
+    )
     server = _Server(server_config(app, settings), app, leave_notice_s=settings.leave_notice_s)
+    gc.collect()
+    gc.freeze()  # what is there now stays: later collections need not walk through it
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    telling = asyncio.create_task(tell(engines, address, checkpoint.id, log_dir))
+    telling = asyncio.create_task(tell(first.engines, address, every[0][1].id, log_dir))
     await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
     has_engine = not telling.done() or telling.result()
     if not has_engine:

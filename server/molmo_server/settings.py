@@ -17,9 +17,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from molmo_server.setting_rules import contradictions
+
 _MIB = 1024 * 1024
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_ENGINE_URL = re.compile(r"(https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?)/?")
+_LAST_PORT = 65535
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
-_ORIGIN = re.compile(r"https?://[^/@?#\s]+")
 _PREFIX = "MOLMO_"
 _NOT_SETTINGS = ("MOLMO_API_KEY", "MOLMO_SERVER", "MOLMO_GATE_CANDIDATE", "MOLMO_GATE_CURRENT")
 """Variables of the client, and what a gate is told."""
@@ -61,6 +65,8 @@ class MolmoSettings(BaseSettings):
     """The redis:// URL of a server where the limits of keys are counted for several servers; None:
     each server counts its own."""
     served_name: str = "molmo2"
+    models: dict[str, str] = {}
+    """More models, each with engines of its own: name → folder of a checkpoint, or store."""
     run_dir: Path | None = None
     """Logs of the engine; None: a private temporary folder, removed at a clean end."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -80,8 +86,11 @@ class MolmoSettings(BaseSettings):
     """A caller that does not take what it is sent is cut off after so long."""
 
     # Engine
-    engine_url: str | None = None
-    """An engine that runs elsewhere (its checkpoint is still read here); None: start one."""
+    n_engines: int | None = Field(default=None, ge=0, le=64)
+    """Processes of our own, of each model; None: one, or none where `engine_urls` names others."""
+    engine_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    """Engines that run elsewhere (their checkpoint is still read here), beside our own; in the
+    environment with commas between them."""
     dtype: str = "auto"
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens of prompt and answer; None: what the checkpoint allows."""
@@ -154,6 +163,20 @@ class MolmoSettings(BaseSettings):
     media_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
     """Above it the least recently used files are removed."""
 
+    # Files and batches
+    batch_dir: Path | None = None
+    """Of this server alone; None: a private temporary folder, removed at a clean end."""
+    max_file_bytes: int = Field(default=200_000_000, ge=1)
+    max_batch_lines: int = Field(default=50_000, ge=1)
+    batch_concurrent: int = Field(default=4, ge=1)
+    """Most lines of batches asked at the same time."""
+    max_batches: int = Field(default=32, ge=1)
+    """Most batches of one tenant that have not ended."""
+    files_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
+    """Most bytes of files that one tenant may keep."""
+    files_ttl_s: float = Field(default=30 * 24 * 3600, ge=1)
+    """After so long files are removed, and batches that have ended."""
+
     # Media of other servers
     remote_media: Literal["off", "allowlist", "public"] = "off"
     """Whose http(s) URLs are fetched: nobody's, those of `remote_hosts`, every public server's."""
@@ -178,7 +201,7 @@ class MolmoSettings(BaseSettings):
     def _as_text(cls, place: Any) -> Any:
         return str(place) if isinstance(place, Path) else place
 
-    @field_validator("cache_dir", "media_dir")
+    @field_validator("cache_dir", "media_dir", "batch_dir")
     @classmethod
     def _of_the_user(cls, folder: Path | None) -> Path | None:
         return folder and folder.expanduser()
@@ -188,6 +211,12 @@ class MolmoSettings(BaseSettings):
     def _with_commas(cls, names: Any) -> Any:
         many = names.split(",") if isinstance(names, str) else names
         return tuple(name.strip().lower() for name in many if name.strip())
+
+    @field_validator("engine_urls", mode="before")
+    @classmethod
+    def _as_addresses(cls, urls: Any) -> Any:
+        many = urls.split(",") if isinstance(urls, str) else urls
+        return tuple(checked_engine_url(url) for url in many if url.strip())
 
     @model_validator(mode="after")
     def _check_hosts(self) -> MolmoSettings:
@@ -206,6 +235,24 @@ class MolmoSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_engines(self) -> MolmoSettings:
+        if self.n_own_engines + len(self.engine_urls) == 0:
+            raise ValueError("n_engines is 0 and engine_urls is empty; there must be one engine")
+        if len(set(self.engine_urls)) < len(self.engine_urls):
+            raise ValueError("engine_urls names an engine twice; leave it out once")
+        return self
+
+    @model_validator(mode="after")
+    def _check_models(self) -> MolmoSettings:
+        for name in self.models:
+            if not _MODEL_NAME.fullmatch(name) or name == self.served_name:
+                raise ValueError(
+                    f"models has the name {name[:100]!r}; use up to 32 letters, digits and . _ -, "
+                    f"and another name than {self.served_name}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_way(self) -> MolmoSettings:
         examined = [
             name for name in ("gate_command", "canary_share", "shadow_share") if getattr(self, name)
@@ -218,61 +265,57 @@ class MolmoSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> MolmoSettings:
-        second = self.swap_way == "blue_green" or self.gate_command or self.canary_share
-        for is_so, what in (
-            (
-                self.default_max_tokens > self.max_tokens_limit,
-                f"default_max_tokens is {self.default_max_tokens}, more than max_tokens_limit, "
-                f"which is {self.max_tokens_limit}; lower the one or raise the other",
-            ),
-            (
-                self.first_backoff_s > self.longest_backoff_s,
-                f"first_backoff_s is {self.first_backoff_s:g}, more than longest_backoff_s, which "
-                f"is {self.longest_backoff_s:g}; lower the one or raise the other",
-            ),
-            (
-                self.engine_url is not None and (second or self.shadow_share),
-                "engine_url names an engine that others run, and a gate, a canary or "
-                "swap_way=blue_green need one of this server's own; leave one out",
-            ),
-            (
-                self.least_same > 0 and self.shadow_share == 0,
-                "least_same is about compared answers, and shadow_share is 0: none is compared; "
-                "set shadow_share, or leave least_same out",
-            ),
-            (
-                self.limits is not None and self.keys is None,
-                "limits are those of keys, and keys are not asked for; set keys, or leave limits "
-                "out",
-            ),
-        ):
-            if is_so:
-                raise ValueError(what)
+        for complaint in contradictions(self):
+            raise ValueError(complaint)
         return self
 
-    @model_validator(mode="after")
-    def _check_addresses(self) -> MolmoSettings:
-        schemes = {
-            "engine_url": ("http://", "https://"),
-            "otlp_endpoint": ("http://", "https://"),
-            "limits": ("redis://", "rediss://", "unix://"),
-        }
-        for name, allowed in schemes.items():
-            value = getattr(self, name)
-            if value is not None and not value.startswith(allowed):
-                raise ValueError(
-                    f"{name} begins otherwise than {' or '.join(allowed)}; write a URL"
-                )
-        for origin in self.cors_origins:
-            if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ValueError(
-                    f"cors_origins has {origin!r}; write https://app.example.org, without a path, "
-                    "or * for all"
-                )
-        return self
+    def of_models(self) -> list[MolmoSettings]:
+        """These settings as each model has them, the one without a name in `models` first."""
+        others = (
+            self.model_copy(
+                update={
+                    "served_name": name,
+                    "models": {},
+                    "checkpoint": Path(where) if _is_checkpoint(where) else None,
+                    "store": None if _is_checkpoint(where) else where,
+                    "n_engines": self.n_engines or 1,
+                    "engine_urls": (),
+                }
+            )
+            for name, where in self.models.items()
+        )
+        return [self, *others]
+
+    @property
+    def n_own_engines(self) -> int:
+        if self.n_engines is not None:
+            return self.n_engines
+        return 0 if self.engine_urls else 1
 
     @property
     def engine_threads(self) -> int | None:
-        """The packaged model is small: with one thread it starts in less time and memory."""
-        is_packaged = self.checkpoint is None and self.store is None
-        return 1 if self.n_threads is None and is_packaged else self.n_threads
+        """The packaged model is small: with one thread it starts in less time and memory.
+
+        Several engines share the cores: left to itself each would take them all.
+        """
+        if self.n_threads is not None:
+            return self.n_threads
+        if self.checkpoint is None and self.store is None:
+            return 1
+        n_cores = len(os.sched_getaffinity(0))
+        return max(n_cores // self.n_own_engines, 1) if self.n_own_engines > 1 else None
+
+
+def _is_checkpoint(where: str) -> bool:
+    return (Path(where) / "config.json").exists()
+
+
+def checked_engine_url(url: str) -> str:
+    """Scheme, host and port of an engine's address. Raises ValueError."""
+    found = _ENGINE_URL.fullmatch(url.strip().lower())
+    if found is None or int(found[2] or 0) > _LAST_PORT:
+        raise ValueError(
+            f"got the engine's address {url[:100]!r}; it must be as http://10.0.0.5:8001, without "
+            "user name and path"
+        )
+    return found[1]

@@ -50,6 +50,31 @@ def test_any_chunking_passes_the_same_bytes(cuts: list[int]) -> None:
     assert point["pixel"] == {"x": 50.0, "y": 50.0}
 
 
+@given(text=st.text(st.sampled_from('ab {}"\\\n<>é1,:'), max_size=40), n_choices=st.integers(1, 3))
+def test_every_text_is_read_as_it_was_written(text: str, n_choices: int) -> None:
+    """Also texts that look like the events around them, and choices that take turns."""
+    read: dict[int, str] = {}
+
+    class Reader(AnswerReader):
+        def __init__(self) -> None:
+            super().__init__(MEDIA)
+            self._index = len(read)
+            read[self._index] = ""
+
+        def feed(self, text: str) -> None:
+            read[self._index] += text
+
+    relay = StreamRelay(Reader, stream_id="chatcmpl-0", model="m", fingerprint="c@1")
+    pieces = [*text, '"},"logprobs":null', *reversed(text)]
+    one_by_one = stream_events(IDENTITY, pieces, "stop", n_choices=n_choices)
+    turns = [one for k in range(len(pieces) + 2) for one in one_by_one[k :: len(pieces) + 2]]
+
+    for event in turns:
+        assert relay.feed(event.encode()) == event.encode()
+
+    assert read == dict.fromkeys(range(n_choices), "".join(pieces))
+
+
 def test_only_whole_events_are_passed_on() -> None:
     relay = new_relay()
 

@@ -109,6 +109,7 @@ def test_the_documents_describe_every_route(gateway: RunningGateway) -> None:
     verbs = {"point", "count", "track", "caption", "query"}
     operating = {"models", "model", "health", "ready", "metrics"}
     admin = {"checkpoints", "activate", "rollback", "usage"}
+    admin |= {"engines", "register_engine", "remove_engine", "drain_engine", "restart_engine"}
     media = {"upload", "media", "delete_media"}
     assert operations == verbs | operating | admin | media | {"chat"}
     for name in references(document):

@@ -17,8 +17,8 @@ from molmo_server.settings import MolmoSettings
     [
         ({"default_max_tokens": 10, "max_tokens_limit": 5}, "more than max_tokens_limit"),
         ({"first_backoff_s": 9, "longest_backoff_s": 1}, "more than longest_backoff_s"),
-        ({"engine_url": "http://e", "swap_way": "blue_green"}, "of this server's own"),
-        ({"engine_url": "http://e", "canary_share": 0.1}, "of this server's own"),
+        ({"engine_urls": "http://e", "swap_way": "blue_green"}, "of this server's own"),
+        ({"engine_urls": "http://e", "canary_share": 0.1}, "of this server's own"),
         ({"least_same": 0.9}, "shadow_share is 0"),
         ({"limits": "redis://r"}, "set keys, or leave limits"),
         ({"limits": "http://r", "keys": "keys.db"}, "limits begins otherwise than redis://"),
@@ -33,11 +33,17 @@ def test_contradictions(fields: dict[str, Any], says: str) -> None:
         MolmoSettings(**fields)
 
 
-def test_what_is_said_of_them(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--engine-url", "ftp://here", "--print-config"]) == 2
+def test_what_is_said_of_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOLMO_LIMITS", "redis://:secret@r")
+    assert main(["serve", "--print-config"]) == 2
     written = capsys.readouterr()
     assert written.out == ""
-    assert written.err.startswith("molmo serve: settings: engine_url begins otherwise than http://")
+    assert written.err == (
+        "molmo serve: settings: limits are those of keys, and keys are not asked for; set keys, or "
+        "leave limits out\n"
+    )
 
 
 def test_the_settings_are_shown_without_secrets(

@@ -67,6 +67,22 @@ async def test_a_minute_is_shared(url: str) -> None:
         assert told[b"x-ratelimit-remaining-visual-tokens"] == b"0"
 
 
+async def test_the_background_leaves_half_of_a_minute(url: str) -> None:
+    one, other = SharedLimits(url), SharedLimits(url)
+    async with one.running(), other.running():
+        here = allowance(one, requests_per_min=4, visual_tokens_per_min=100, n_concurrent=1)
+        there = allowance(other, requests_per_min=4, visual_tokens_per_min=100, n_concurrent=1)
+        async with here.request(is_background=True), there.request(is_background=True):
+            with pytest.raises(RateLimited, match="4 requests a minute"):
+                async with here.request(is_background=True):
+                    pass
+            await ask(there)  # those of the background take no place
+        await here.take_visual_tokens(50, is_background=True)
+        with pytest.raises(RateLimited, match="this request takes 1;"):
+            await there.take_visual_tokens(1, is_background=True)
+        await there.take_visual_tokens(50)
+
+
 async def test_no_more_is_given_than_there_is(url: str) -> None:
     """Two hundred at once, of two servers, take what a minute has and nothing more."""
     one, other = SharedLimits(url), SharedLimits(url)

@@ -42,6 +42,8 @@ class Trick(StrEnum):
     FULL = "[503]"
     SLOW = "[slow]"  # twenty pieces a second
     ERROR_EVENT = "[error event]"  # a stream that tells of a failure
+    PAGE = "[page]"  # 200 with something that no engine says
+    NOISE = "[noise]"  # bytes that are not HTTP
 
 
 @dataclass(kw_only=True)
@@ -50,6 +52,8 @@ class FakeEngine:
 
     script: dict[str, str] = field(default_factory=dict)
     default: str = DEFAULT_ANSWER
+    trick: str = ""
+    """As if every question had this word."""
     is_healthy: bool = True
     is_wedged: bool = False
     n_tokens: int = 0
@@ -103,7 +107,7 @@ class FakeEngine:
         body = await request.json()
         self.requests.append(body)
         self.traceparents.append(request.headers.get("traceparent"))
-        question = question_of(body)
+        question = question_of(body) + self.trick
         if refusal := await self._misbehave(question, request):
             return refusal
         answer = next((a for key, a in self.script.items() if key in question), self.default)
@@ -160,6 +164,13 @@ class FakeEngine:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
+        if Trick.NOISE in question:
+            assert isinstance(request.transport, asyncio.Transport)
+            request.transport.write(b"\0\1 noise\r\n\r\n")
+            request.transport.close()
+            return web.Response()
+        if Trick.PAGE in question:
+            return web.Response(text="<html>It works</html>", content_type="text/html")
         for trick, status in ((Trick.FAIL, 500), (Trick.REFUSE, 400), (Trick.FULL, 503)):
             if trick in question:
                 message = "cannot identify image file <_io.BytesIO object at 0x7f00deadbeef>"
@@ -177,7 +188,7 @@ class FakeEngine:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        question = question_of(body)
+        question = question_of(body) + self.trick
         events = stream_events(identity, pieces, finish, n_choices=body.get("n", 1))
         if body.get("stream_options", {}).get("include_usage"):
             tail = {"object": "chat.completion.chunk", **identity, "choices": [], "usage": usage}
@@ -253,6 +264,7 @@ def main() -> None:
     parser.add_argument("--logprob", type=float, default=-1.0, help="of every token of probes")
     parser.add_argument("--child-pid-file", type=Path, help="start a child, as engines do")
     parser.add_argument("--fail-if", type=Path, help="end with status 3 when this file exists")
+    parser.add_argument("--then-touch", type=Path, help="make this file when it has started")
     arguments = parser.parse_args()
     if arguments.fail_if is not None and arguments.fail_if.exists():
         raise SystemExit("told to fail while starting")
@@ -262,13 +274,15 @@ def main() -> None:
             signal.pause()
         arguments.child_pid_file.write_text(str(child))
     engine = FakeEngine(script=arguments.script, logprobs={"": arguments.logprob})
-    asyncio.run(_serve_until_told(engine, arguments.uds))
+    asyncio.run(_serve_until_told(engine, arguments.uds, arguments.then_touch))
 
 
-async def _serve_until_told(engine: FakeEngine, socket: Path) -> None:
+async def _serve_until_told(engine: FakeEngine, socket: Path, then_touch: Path | None) -> None:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with serve_fake(engine, socket):
+        if then_touch is not None:
+            then_touch.touch()
         await ended.wait()
     sys.stdout.write("ended in order\n")
 

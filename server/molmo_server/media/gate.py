@@ -35,12 +35,14 @@ class CheckedImage:
     """Data URL of the bytes that were checked."""
     size_hw: tuple[int, int]
     """As displayed: after EXIF rotation."""
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedVideo:
     url: str
     info: VideoInfo
+    sha256: str = ""
     frame_times_s: tuple[float, ...] = ()
     """Of the frames that the model sees, see `CheckedMedia.sampled`."""
 
@@ -51,6 +53,12 @@ class CheckedMedia:
 
     images: tuple[CheckedImage, ...] = ()
     video: CheckedVideo | None = None
+
+    @property
+    def first_sha256(self) -> str:
+        """Of the first medium, which stays the first as a conversation goes on; "" without one."""
+        first = self.video or next(iter(self.images), None)
+        return first.sha256 if first is not None else ""
 
     def sampled(self, geometry: VideoGeometry) -> CheckedMedia:
         """The same, with the times of the frames that a checkpoint of this geometry looks at."""
@@ -128,11 +136,13 @@ class MediaGate:
         checked = []
         for k, url in enumerate(images):
             data_url, look = await self._check(url, f"image {k + 1}", "image")
-            checked.append(CheckedImage(url=data_url, size_hw=look.size_hw))
+            checked.append(CheckedImage(url=data_url, size_hw=look.size_hw, sha256=look.sha256))
         for url in videos:
             data_url, look = await self._check(url, "the video", "video")
             assert look.video is not None
-            return CheckedMedia(video=CheckedVideo(url=data_url, info=look.video))
+            return CheckedMedia(
+                video=CheckedVideo(url=data_url, info=look.video, sha256=look.sha256)
+            )
         return CheckedMedia(images=tuple(checked))
 
     async def keep(self, data: bytes) -> api.UploadedMedia:

@@ -35,8 +35,8 @@ async def read_body(
     request: Request, model: type[Model], settings: MolmoSettings, *, takes_forms: bool = True
 ) -> Model:
     """Raises InvalidRequest (also with status 408 and 415), UnknownField, InvalidMedia."""
-    kind = _content_type(request)
-    async with _in_time(settings):
+    kind = content_type(request)
+    async with in_time(settings.body_timeout_s):
         if kind == "application/json" or kind.endswith("+json"):
             return parse_json(await request.body(), model)
         if takes_forms and kind == "multipart/form-data":
@@ -51,8 +51,8 @@ async def read_file(request: Request, settings: MolmoSettings) -> bytes:
 
     Raises InvalidRequest (also with status 408 and 415).
     """
-    kind = _content_type(request)
-    async with _in_time(settings):
+    kind = content_type(request)
+    async with in_time(settings.body_timeout_s):
         if kind.startswith(("image/", "video/")):
             return await request.body()
         if kind == "multipart/form-data":
@@ -73,17 +73,18 @@ async def read_file(request: Request, settings: MolmoSettings) -> bytes:
     )
 
 
-def _content_type(request: Request) -> str:
+def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 @asynccontextmanager
-async def _in_time(settings: MolmoSettings) -> AsyncIterator[None]:
+async def in_time(limit_s: float) -> AsyncIterator[None]:
+    """For reading a body; raises InvalidRequest with status 408."""
     try:
-        async with asyncio.timeout(settings.body_timeout_s):
+        async with asyncio.timeout(limit_s):
             yield
     except TimeoutError as error:
-        limit = f"{settings.body_timeout_s:g} s"
+        limit = f"{limit_s:g} s"
         raise refusal(408, f"the body was not complete after {limit}; send it faster") from error
 
 

@@ -11,7 +11,6 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.types import Scope, Send
 
-from molmo_core import api
 from molmo_core.errors import MolmoError
 from molmo_server.admission import WhileConnected
 from molmo_server.answers.reading import AnswerReader, read_answer
@@ -22,6 +21,7 @@ from molmo_server.gateway import Gateway, Question
 from molmo_server.openai_api.chat_request import ChatRequest, check_limits
 from molmo_server.prompt import Prompt
 from molmo_server.routes.body import read_body
+from molmo_server.routes.document import CHAT_ANSWER
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
 
@@ -45,13 +45,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
         operation_id="chat",
         openapi_extra={"requestBody": _REQUEST_BODY},
         response_class=Response,
-        responses={
-            200: {
-                "description": "OpenAI's chat completion; each message has `grounding` beside it"
-            },
-            "4XX": {"model": api.ErrorEnvelope},
-            "5XX": {"model": api.ErrorEnvelope},
-        },
+        responses=CHAT_ANSWER,
     )
     async def chat(request: Request) -> Response:
         settings = gateway.settings
@@ -71,14 +65,13 @@ def chat_router(gateway: Gateway) -> APIRouter:
             video_urls=video_urls,
             model=call.model,
             max_tokens=call.asked_tokens,
-            options=call.engine_options(is_counted=caller.is_counted),
+            options=call.engine_options(),
             caller=caller,
         )
 
         async def work(scope: Scope, send: Send) -> None:
             if call.stream:
-                hides_usage = caller.is_counted and call.hides_usage
-                await _stream(gateway, question, scope, send, hides_usage=hides_usage)
+                await _stream(gateway, question, scope, send, hides_usage=call.hides_usage)
             else:
                 await _complete(gateway, question, scope, send)
 
@@ -111,11 +104,11 @@ async def _stream(
             tell_checkpoint(scope, gateway.id_of(reply))
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
             has_begun = True
-            relay = _relay(gateway, asked.prompt, reply, request_id, hides_usage=hides_usage)
+            relay = _relay(asked.gateway, asked.prompt, reply, request_id, hides_usage=hides_usage)
             try:
                 await _pass_on(reply, relay, send)
             finally:
-                asked.note_tokens(completion=relay.n_tokens)
+                asked.note_tokens(prompt=relay.n_prompt_tokens, completion=relay.n_tokens)
     except MolmoError as error:
         if not has_begun:
             raise
@@ -144,6 +137,7 @@ async def _pass_on(reply: EngineReply, relay: StreamRelay, send: Send) -> None:
         if passed := relay.feed(chunk):
             await send({"type": "http.response.body", "body": passed, "more_body": True})
         if relay.has_ended:
+            await reply.end()
             break
     relay.check_end()
 

@@ -19,7 +19,12 @@ _REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
         "multipart/form-data": {
-            "schema": {"type": "object", "properties": {"file": _FILE}, "required": ["file"]}
+            "schema": {
+                "type": "object",
+                "properties": {"file": _FILE},
+                "required": ["file"],
+                "additionalProperties": False,
+            }
         },
         "image/*": {"schema": _FILE},
         "video/*": {"schema": _FILE},
@@ -28,11 +33,7 @@ _REQUEST_BODY: dict[str, Any] = {
 
 
 def media_router(gateway: Gateway) -> APIRouter:
-    router = APIRouter(
-        prefix="/v1/media",
-        tags=["media"],
-        responses={"4XX": {"model": api.ErrorEnvelope}, "5XX": {"model": api.ErrorEnvelope}},
-    )
+    router = APIRouter(prefix="/v1/media", tags=["media"])
 
     @router.post(
         "",

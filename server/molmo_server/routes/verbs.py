@@ -21,6 +21,9 @@ from molmo_server.routes.body import read_body
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import Caller, caller_of
 
+_FILE = {"type": "string", "format": "binary"}
+_MEDIA_FIELDS = ("image_url", "images", "video_url")
+
 
 def verbs_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["verbs"])
@@ -53,25 +56,30 @@ def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) 
         operation_id=verb,
         response_model=None,
         openapi_extra={"requestBody": _documented_body(spec)},
-        responses={
-            200: {"model": spec.answer, "description": spec.summary},
-            "4XX": {"model": api.ErrorEnvelope},
-            "5XX": {"model": api.ErrorEnvelope},
-        },
+        responses={200: {"model": spec.answer, "description": spec.summary}},
     )
 
 
 def _documented_body(spec: VerbSpec) -> dict[str, Any]:
-    files = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
-    files["video"] = {"type": "string", "format": "binary"}
-    others = spec.request.model_json_schema()["properties"].items()
-    fields = {k: v for k, v in others if k not in ("image_url", "images", "video_url")}
-    name = spec.request.__name__
+    """JSON, or a form in which files stand for the URLs."""
+    schema = spec.request.model_json_schema()
+    files = {"image": {"type": "array", "items": _FILE, "minItems": 1}, "video": _FILE}
+    if "images" not in schema["properties"]:
+        del files["image"]
+    options = {k: v for k, v in schema["properties"].items() if k not in _MEDIA_FIELDS}
+    form = {
+        "type": "object",
+        "properties": files | options,
+        "required": [k for k in schema.get("required", ()) if k not in _MEDIA_FIELDS],
+        "oneOf": [{"required": [name]} for name in files],
+        "additionalProperties": False,
+    }
+    reference = {"$ref": f"#/components/schemas/{spec.request.__name__}"}
     return {
         "required": True,
         "content": {
-            "application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}},
-            "multipart/form-data": {"schema": {"type": "object", "properties": files | fields}},
+            "application/json": {"schema": reference},
+            "multipart/form-data": {"schema": form},
         },
     }
 

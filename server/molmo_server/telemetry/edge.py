@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,12 +50,15 @@ class Edge:
         tracing: Tracing,
         current_checkpoint: Callable[[], str],
         max_body_bytes: int,
+        larger_bodies: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
+        """`larger_bodies`: paths that take more, with how many bytes."""
         self._app = app
         self._metrics = metrics
         self._tracing = tracing
         self._current_checkpoint = current_checkpoint
         self._max_body_bytes = max_body_bytes
+        self._larger_bodies = larger_bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -115,17 +119,18 @@ class Edge:
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Counts the bytes that arrive; a header is trusted only when it tells of too many."""
+        max_bytes = self._larger_bodies.get(scope["path"], self._max_body_bytes)
         declared = dict(scope["headers"]).get(b"content-length", b"")
-        is_refused = declared.isdigit() and int(declared) > self._max_body_bytes
+        is_refused = declared.isdigit() and int(declared) > max_bytes
         n_bytes = 0
 
         async def counted() -> Message:
             nonlocal n_bytes
             message = {} if is_refused else await receive()
             n_bytes += len(message.get("body", b""))
-            if is_refused or n_bytes > self._max_body_bytes:
+            if is_refused or n_bytes > max_bytes:
                 raise PayloadTooLarge(
-                    f"the body has more than {self._max_body_bytes:,} bytes, which is what is "
+                    f"the body has more than {max_bytes:,} bytes, which is what is "
                     "allowed; send fewer or smaller media"
                 )
             return message

@@ -13,7 +13,7 @@ import structlog
 
 
 def configure_logging(level: str) -> None:
-    """JSON lines on standard error (plain on a terminal), of this package, the web server and traces."""
+    """JSON lines on standard error (plain on a terminal): this package, web server, traces."""
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if sys.stderr.isatty():
         renderer = structlog.dev.ConsoleRenderer(pad_event_to=0)

@@ -92,6 +92,9 @@ class Metrics:
         self.uploads = self._counter("uploads", "Files uploaded and kept")
         self.upload_bytes = self._counter("upload_bytes", "Their bytes")
 
+        self.batch_lines = self._counter("batch_lines", "Lines of batches answered", "status")
+        self.batches = self._gauge("batches", "Batches that have not ended")
+
     def _add_engines(self) -> None:
         self.checkpoint = self._gauge("checkpoint", "1 for the checkpoint that is served", "id")
         self.rollouts = self._counter("rollouts", "Changes of checkpoint tried", "outcome")

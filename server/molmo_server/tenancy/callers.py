@@ -33,13 +33,14 @@ class Bucket:
         self._clock_s = clock_s
         self._left, self._seen_s = float(per_min), clock_s()
 
-    def take(self, n: int) -> float:
-        """0 when `n` were taken, else nothing was and they will be there after so many seconds."""
+    def take(self, n: int, *, leaving: int = 0) -> float:
+        """0 when `n` were taken and at least `leaving` are left; else nothing was, and it can be
+        after so many seconds."""
         self._fill()
-        if n <= self._left:
+        if n + leaving <= self._left:
             self._left -= n
             return 0.0
-        return self.wait_s(n)
+        return self.wait_s(n + leaving)
 
     def wait_s(self, n: int) -> float:
         """Until `n` are there."""
@@ -76,6 +77,7 @@ class Allowance:
         shared: SharedLimits | None = None,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`shared`: where several servers count together; None: this one by itself."""
         self.key = key
         self._shared = shared
         self._n_running = 0
@@ -86,12 +88,17 @@ class Allowance:
         self._buckets = {what: Bucket(n, clock_s) for what, n in per_min.items() if n is not None}
 
     @asynccontextmanager
-    async def request(self) -> AsyncIterator[None]:
-        """One request, as long as the block runs; raises RateLimited."""
-        taken = await self._take_shared("requests", 1, allowed=self.key.n_concurrent)
-        if taken is None:
-            self._check_slot(self._n_running)
-            self._take("requests", 1)
+    async def request(self, *, is_background: bool = False) -> AsyncIterator[None]:
+        """One request, as long as the block runs; raises RateLimited.
+
+        In the background it takes no place of those at the same time, and half of what the key may
+        have a minute is left to those that are waited for.
+        """
+        if is_background:
+            await self._take("requests", 1, is_background=True)
+            yield
+            return
+        taken = await self._take("requests", 1, allowed=self.key.n_concurrent)
         self._n_running += 1
         try:
             yield
@@ -100,7 +107,7 @@ class Allowance:
             if taken is not None and self._shared is not None:
                 self._shared.leave(taken.lease)
 
-    async def take_visual_tokens(self, n: int) -> None:
+    async def take_visual_tokens(self, n: int, *, is_background: bool = False) -> None:
         """Raises RateLimited; TooManyMedia for more than a whole minute's."""
         bucket = self._buckets.get("visual-tokens")
         if bucket is not None and n > bucket.per_min:
@@ -108,49 +115,63 @@ class Allowance:
                 f"the media are {n:,} visual tokens, this key may send {bucket.per_min:,} a "
                 "minute; send fewer or smaller media, or use a key that allows more"
             )
-        if await self._take_shared("visual-tokens", n) is None:
-            self._take("visual-tokens", n)
+        await self._take("visual-tokens", n, is_background=is_background)
 
-    async def _take_shared(self, what: str, n: int, allowed: int | None = None) -> Taken | None:
-        """None where limits are not shared, or cannot be now. Raises RateLimited."""
+    def headers(self) -> Headers:
+        return [h for what, bucket in self._buckets.items() for h in bucket.headers(what)]
+
+    async def _take(
+        self, what: str, n: int, *, allowed: int | None = None, is_background: bool = False
+    ) -> Taken | None:
+        """Take from the bucket `what`, and a place among `allowed`, together with other servers or
+        here. Returns what is to be given back to those. Raises RateLimited."""
         bucket = self._buckets.get(what)
-        if self._shared is None or (bucket is None and allowed is None):
-            return None
-        per_min = bucket.per_min if bucket else None
-        taken = await self._shared.take(self.key.prefix, what, n, per_min=per_min, allowed=allowed)
-        if taken is None:
-            return None
-        if bucket is not None and taken.lacks != "slot":
-            bucket.set_left(taken.left)
-        if taken.lacks == "slot":
-            self._check_slot(allowed or 0)
-        if taken.lacks == "bucket" and bucket is not None:
-            raise self._too_little(bucket, what, n, bucket.wait_s(n))
-        return taken
-
-    def _check_slot(self, n_running: int) -> None:
-        allowed = self.key.n_concurrent
+        leaving = 0
+        if bucket is not None and is_background:
+            leaving = min(bucket.per_min // 2, bucket.per_min - n)
+        taken = None
+        if self._shared is not None and (bucket is not None or allowed is not None):
+            per_min = bucket.per_min if bucket else None
+            taken = await self._shared.take(
+                self.key.prefix, what, n, per_min=per_min, leaving=leaving, allowed=allowed
+            )
+        n_running, wait_s = self._n_running, 0.0
+        if taken is not None and allowed is not None:
+            n_running = allowed if taken.lacks == "slot" else 0
         if allowed is not None and n_running >= allowed:
             raise RateLimited(
                 f"{n_running} requests of this key are being answered, which is all it may "
                 "have at the same time; send the next when one is done",
                 retry_after_s=_SLOT_RETRY_S,
             )
+        if bucket is None:
+            return taken
+        if taken is None:
+            wait_s = bucket.take(n, leaving=leaving)
+        else:
+            bucket.set_left(taken.left)
+            wait_s = bucket.wait_s(n + leaving) if taken.lacks else 0.0
+        if wait_s > 0:
+            raise RateLimited(
+                f"too little is left of this key's {bucket.per_min:,} {what.replace('-', ' ')} a "
+                f"minute, this request takes {n:,}; send it again in {math.ceil(wait_s)} s",
+                retry_after_s=wait_s,
+            )
+        return taken
 
-    def headers(self) -> Headers:
-        return [h for what, bucket in self._buckets.items() for h in bucket.headers(what)]
 
-    def _take(self, what: str, n: int) -> None:
-        bucket = self._buckets.get(what)
-        if bucket is not None and (wait_s := bucket.take(n)) > 0:
-            raise self._too_little(bucket, what, n, wait_s)
+@dataclass(frozen=True, kw_only=True)
+class Errand:
+    """A request that the server sends itself, for a tenant who is not there."""
 
-    def _too_little(self, bucket: Bucket, what: str, n: int, wait_s: float) -> RateLimited:
-        return RateLimited(
-            f"too little is left of this key's {bucket.per_min:,} {what.replace('-', ' ')} a "
-            f"minute, this request takes {n:,}; send it again in {math.ceil(wait_s)} s",
-            retry_after_s=wait_s,
-        )
+    tenant: str
+    key_prefix: str
+    """Of the key that asked for it; empty where no keys are asked for."""
+
+    @classmethod
+    def of(cls, caller: Caller) -> Errand:
+        prefix = caller.allowance.key.prefix if caller.allowance else ""
+        return cls(tenant=caller.tenant, key_prefix=prefix)
 
 
 @dataclass(kw_only=True)
@@ -158,6 +179,8 @@ class Caller:
     """Without an allowance: anybody, where no keys are asked for."""
 
     allowance: Allowance | None = None
+    errand: Errand | None = None
+    """Nobody waits for the answer now: those who do go first."""
     usage: Usage = field(default_factory=lambda: Usage(requests=1))
     _has_paid: bool = False
 
@@ -169,19 +192,26 @@ class Caller:
     def is_counted(self) -> bool:
         return self.allowance is not None
 
+    @property
+    def is_background(self) -> bool:
+        return self.errand is not None
+
     async def pay(self, n_visual_tokens: int) -> None:
         """Take a measured prompt from what the key may have; once, however often it is measured.
 
         Raises RateLimited, TooManyMedia.
         """
         if self.allowance is not None and not self._has_paid:
-            await self.allowance.take_visual_tokens(n_visual_tokens)
+            await self.allowance.take_visual_tokens(
+                n_visual_tokens, is_background=self.is_background
+            )
         self._has_paid = True
 
     def note_tokens(self, *, prompt: int, visual: int, completion: int) -> None:
-        self.usage.prompt_tokens = prompt
-        self.usage.visual_tokens = visual
-        self.usage.completion_tokens = completion
+        """Of one answer; several in a request add up, and are about the same media."""
+        self.usage.prompt_tokens += prompt
+        self.usage.visual_tokens = max(self.usage.visual_tokens, visual)
+        self.usage.completion_tokens += completion
 
     def headers(self) -> Headers:
         return self.allowance.headers() if self.allowance else []

@@ -34,8 +34,8 @@ _LEASE_S = 30.0
 _RENEW_S = 10.0
 
 # KEYS: bucket, leases. ARGV: amount, per minute (0: no bucket), allowed at the same time (0: any
-# number), lease, seconds that a lease lasts. Returns whether it was taken ("" when it was, else
-# "slot" or "bucket"), and what is left in the bucket.
+# number), lease, seconds that a lease lasts, how much must be left in the bucket. Returns what
+# there is too little of ("slot", "bucket"; "" when it was taken) and what is left in the bucket.
 _TAKE = """
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1e6
@@ -50,7 +50,7 @@ if per_min > 0 then
   if known[1] then
     left = math.min(per_min, known[1] + math.max(0, now - known[2]) * per_min / 60)
   end
-  local is_enough = amount <= left
+  local is_enough = amount + ARGV[6] <= left
   if is_enough then left = left - amount end
   redis.call('HSET', KEYS[1], 'left', tostring(left), 'seen', tostring(now))
   redis.call('EXPIRE', KEYS[1], 120)
@@ -118,9 +118,18 @@ class SharedLimits:
             await self._redis.aclose()
 
     async def take(
-        self, name: str, what: str, amount: int, *, per_min: int | None, allowed: int | None = None
+        self,
+        name: str,
+        what: str,
+        amount: int,
+        *,
+        per_min: int | None,
+        leaving: int = 0,
+        allowed: int | None = None,
     ) -> Taken | None:
         """Take from the bucket `what` of the key `name`, and a lease where `allowed` is given.
+
+        `leaving`: nothing is taken where less than this would be left.
 
         None while Redis is away.
         """
@@ -130,7 +139,7 @@ class SharedLimits:
         found = await self._asked(
             _TAKE,
             [f"molmo:{{{name}}}:{what}", leases],
-            [amount, per_min or 0, allowed or 0, lease, self._lease_s],
+            [amount, per_min or 0, allowed or 0, lease, self._lease_s, leaving],
         )
         if found is None:
             return None
