@@ -7,45 +7,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from molmo_core import api
-from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, NotFound
-from molmo_core.prompts import Turn
+from molmo_core.errors import (
+    EngineFailed,
+    EngineRefused,
+    EngineUnavailable,
+    MolmoError,
+    NotFound,
+)
 from molmo_server.admission import Admission
-from molmo_server.answers.grammar import AnswerForm, answer_grammar
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
-from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Trial
+from molmo_server.engine_pool import EnginePool, EngineReply, Trial
+from molmo_server.media.crop import crop
 from molmo_server.media.gate import CheckedMedia, MediaGate
-from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
+from molmo_server.prompt import Prompt, check_turns
+from molmo_server.questions.chat import Asked, Question
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Journey, Metrics
-from molmo_server.tenancy.callers import Caller
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked, before media are checked."""
-
-    turns: Sequence[Turn]
-    system: str = ""
-    image_urls: Sequence[str] = ()
-    video_urls: Sequence[str] = ()
-    model: str | None = None
-    max_tokens: int | None = None
-    options: dict[str, Any]
-    """Passed on to the engine as they are."""
-    form: AnswerForm | None = None
-    """The answer is decoded under the grammar of this form."""
-    caller: Caller = field(default_factory=Caller)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +55,8 @@ class Gateway:
     """Requests that nobody waits for."""
     others: tuple[Gateway, ...] = ()
     """Of other models, with the same media, admission and metrics."""
+    without_grammars: set[str] = field(default_factory=set)
+    """Names of engines of others that refuse to decode under one."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -113,18 +103,37 @@ class Gateway:
             async with admitted as deadline:
                 media = await self._checked_media(question, journey)
                 asked = Asked(
-                    gateway=self, question=question, turns=turns, media=media, journey=journey
+                    question=question,
+                    turns=turns,
+                    media=media,
+                    journey=journey,
+                    settings=self.settings,
+                    live=self.live,
+                    without_grammars=self.without_grammars,
                 )
                 named = question.model if question.model != self.settings.served_name else None
                 journey.begin("routing")
-                async with self.engines.open(
-                    asked.body_for,
-                    request_id=request_id,
-                    deadline=deadline,
-                    whole=whole,
-                    medium=media.first_sha256,
-                    checkpoint_id=named,
-                ) as reply:
+                async with AsyncExitStack() as stack:
+
+                    async def ask() -> EngineReply:
+                        return await stack.enter_async_context(
+                            self.engines.open(
+                                asked.body_for,
+                                request_id=request_id,
+                                deadline=deadline,
+                                whole=whole,
+                                medium=media.first_sha256,
+                                checkpoint_id=named,
+                            )
+                        )
+
+                    try:
+                        reply = await ask()
+                    except EngineRefused:
+                        if not asked.can_do_without_grammar():
+                            raise
+                        reply = await ask()
+                        asked.note_engine_without_grammars()
                     asked.answering = self.id_of(reply)
                     self._check_answering(question.model, asked.answering)
                     if not whole:
@@ -134,19 +143,24 @@ class Gateway:
     async def _checked_media(self, question: Question, journey: Journey) -> CheckedMedia:
         image_urls, video_urls = question.image_urls, question.video_urls
         journey.begin("media", n_images=len(image_urls), n_videos=len(video_urls))
-        return await self.media.check(image_urls, video_urls)
+        media = question.media or await self.media.check(image_urls, video_urls)
+        if question.region is None or question.media is not None:
+            return media
+        max_aspect = self.settings.max_aspect
+        [image] = media.images
+        part = await asyncio.to_thread(crop, image, question.region, max_aspect=max_aspect)
+        return CheckedMedia(images=(part,))
 
     async def complete(self, question: Question, *, request_id: str) -> Completion:
         """The engine's whole chat completion."""
-        async with self.open(question, request_id=request_id, whole=True) as (asked, reply):
+        serving = self.serving(question.model)
+        async with serving._open(question, request_id, whole=True) as (asked, reply):
             answer = _whole_answer(reply)
             usage = answer.get("usage") or {}
             n_tokens = usage.get("completion_tokens", 0)
             asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
-            answered = Completion(
-                prompt=asked.prompt, answer=answer, checkpoint_id=asked.gateway.id_of(reply)
-            )
-        asked.gateway._compare(asked, answered, request_id)
+            answered = Completion(prompt=asked.prompt, answer=answer, checkpoint_id=asked.answering)
+        serving._compare(asked, answered, request_id)
         return answered
 
     def _compare(self, asked: Asked, answered: Completion, request_id: str) -> None:
@@ -200,58 +214,6 @@ class Gateway:
                 f"{self.settings.served_name}",
                 param="model",
             )
-
-
-@dataclass(kw_only=True)
-class Asked:
-    """A question with its media, as each engine is asked it."""
-
-    gateway: Gateway
-    question: Question
-    turns: tuple[Turn, ...]
-    media: CheckedMedia
-    journey: Journey
-    prompt: Prompt = field(init=False)
-    """As the engine that was asked last sees it."""
-    answering: str = ""
-    """Whose weights answer."""
-
-    async def body_for(self, engine: RemoteEngine) -> bytes:
-        """What an engine is sent: media and budget are measured for the checkpoint that it has.
-
-        Raises PromptTooLong, InvalidRequest; TooManyMedia and RateLimited by the caller's key.
-        """
-        checkpoint = self.gateway.live.of(engine.checkpoint_id)
-        settings = self.gateway.settings
-        self.journey.begin("prompt")
-        self.prompt = await measure(self.turns, self.media, checkpoint)
-        budget = answer_budget(
-            self.prompt,
-            asked=self.question.max_tokens,
-            default=settings.default_max_tokens,
-            limit=settings.max_tokens_limit,
-        )
-        options = self.question.options
-        if self.question.form is not None:
-            grammar = answer_grammar(self.question.form, self.prompt, budget)
-            options = {**options, "structured_outputs": {"grammar": grammar}}
-        await self.question.caller.pay(self.prompt.n_visual_tokens)
-        self.journey.begin("engine", engine=engine.name, checkpoint=checkpoint.id)
-        return orjson.dumps(
-            {
-                "model": settings.served_name,
-                "messages": self.prompt.messages(),
-                "max_tokens": budget,
-                **options,
-            }
-        )
-
-    def note_tokens(self, *, prompt: int | None, completion: int) -> None:
-        """What was used; `prompt` as the engine told, None: it did not."""
-        n_prompt = self.prompt.n_tokens if prompt is None else prompt
-        n_visual = self.prompt.n_visual_tokens
-        self.question.caller.note_tokens(prompt=n_prompt, visual=n_visual, completion=completion)
-        self.journey.tokens(self.answering, prompt=n_prompt, visual=n_visual, completion=completion)
 
 
 def _whole_answer(reply: EngineReply) -> dict[str, Any]:

@@ -147,8 +147,10 @@ class MolmoSettings(BaseSettings):
     max_video_bytes: int = Field(default=64_000_000, ge=1)
     max_video_duration_s: float = Field(default=600, gt=0)
     max_video_side_px: int = Field(default=4096, ge=1)
+    max_video_frames: int = Field(default=100_000, ge=1)
+    """In the file, whatever of it is looked at: 600 s at 120 a second are 72,000."""
     probe_timeout_s: float = Field(default=20, gt=0)
-    """Wall clock and processor time of the child that looks at one video."""
+    """Wall clock and processor time of the child that looks at one video or large picture."""
     probe_memory_bytes: int = Field(default=2048 * _MIB, ge=1)
     max_probes: int = Field(default=2, ge=1)
     """Most media looked at at the same time."""
@@ -190,8 +192,12 @@ class MolmoSettings(BaseSettings):
     # Answers
     default_max_tokens: int = Field(default=1024, ge=1)
     max_tokens_limit: int = Field(default=4096, ge=1)
-    constrains_verbs: bool = False
+    constrains_verbs: bool = True
     """Point, count and track decode under a grammar, unless a request says otherwise."""
+    gives_confidence: bool = False
+    """Their places come with a confidence, unless a request says otherwise."""
+    max_labels: int = Field(default=8, ge=1)
+    """Objects, or points to go on from, in one request."""
     max_choices: int = Field(default=4, ge=1)
     max_logprobs: int = Field(default=20, ge=0)
     max_stops: int = Field(default=8, ge=0)

@@ -64,7 +64,7 @@ def _ways(stack: ExitStack) -> list[_Way]:
     engine = f"http://127.0.0.1:{upstream}"
     stack.enter_context(running([sys.executable, "-m", "tests.bench.upstream", str(upstream)]))
     wait_for(upstream)
-    serve = [str(MOLMO), "serve", "--port", str(gateway), "--engine-url", engine]
+    serve = [str(MOLMO), "serve", "--port", str(gateway), "--engine-urls", engine]
     ours = stack.enter_context(running([*serve, "--checkpoint", str(_long_context(folder))]))
     options = ["--worker-urls", engine, "--policy", "round_robin", "--log-dir", str(folder)]
     options += ["--port", str(router), "--prometheus-port", str(router_metrics)]

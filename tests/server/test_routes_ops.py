@@ -111,10 +111,12 @@ def test_the_documents_describe_every_route(gateway: RunningGateway) -> None:
     admin = {"checkpoints", "activate", "rollback", "usage"}
     admin |= {"engines", "register_engine", "remove_engine", "drain_engine", "restart_engine"}
     media = {"upload", "media", "delete_media"}
-    assert operations == verbs | operating | admin | media | {"chat"}
+    files = {"files", "create_file", "file", "file_content", "delete_file"}
+    batches = {"batches", "create_batch", "batch", "cancel_batch"}
+    assert operations == verbs | operating | admin | media | files | batches | {"chat"}
     for name in references(document):
         assert name.removeprefix("#/components/schemas/") in schemas
-    assert set(schemas["PointRequest"]["required"]) == {"object"}
+    assert set(schemas["QueryRequest"]["required"]) == {"question"}
     assert gateway.http.get("/docs").status_code == 200
 
 

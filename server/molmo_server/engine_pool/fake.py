@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -39,6 +40,7 @@ class Trick(StrEnum):
     BREAK_FIRST = "[break first]"  # the first request of this text breaks before its first byte
     FAIL = "[500]"
     REFUSE = "[400]"
+    REFUSE_GRAMMAR = "[no grammars]"  # 400 for what it is to decode under
     FULL = "[503]"
     SLOW = "[slow]"  # twenty pieces a second
     ERROR_EVENT = "[error event]"  # a stream that tells of a failure
@@ -108,8 +110,11 @@ class FakeEngine:
         self.requests.append(body)
         self.traceparents.append(request.headers.get("traceparent"))
         question = question_of(body) + self.trick
-        if refusal := await self._misbehave(question, request):
-            return refusal
+        if trouble := await self._misbehave(question, request):
+            return trouble
+        if Trick.REFUSE_GRAMMAR in question and "structured_outputs" in body:
+            refusal = {"message": "unknown field structured_outputs"}
+            return web.json_response({"error": refusal}, status=400)
         answer = next((a for key, a in self.script.items() if key in question), self.default)
         pieces = re.findall(r".{1,4}", answer, re.DOTALL)
         max_tokens = body.get("max_tokens", len(pieces))
@@ -130,8 +135,9 @@ class FakeEngine:
             return await self._stream(request, body, identity, pieces, finish, usage)
         if Trick.DIE_LATE in question:
             os.kill(os.getpid(), signal.SIGKILL)
-        message = {"role": "assistant", "content": "".join(pieces)}
-        extra = self._tokens(max_tokens) if body.get("return_tokens_as_token_ids") else {}
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(pieces)}
+        extra: dict[str, Any] = logprobs_of("".join(pieces)) if body.get("logprobs") else {}
+        extra = self._tokens(max_tokens) if body.get("return_tokens_as_token_ids") else extra
         choices = [
             {"index": k, "message": message, "finish_reason": finish, **extra}
             for k in range(body.get("n", 1))
@@ -189,7 +195,13 @@ class FakeEngine:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         question = question_of(body) + self.trick
-        events = stream_events(identity, pieces, finish, n_choices=body.get("n", 1))
+        events = stream_events(
+            identity,
+            pieces,
+            finish,
+            n_choices=body.get("n", 1),
+            has_logprobs=bool(body.get("logprobs")),
+        )
         if body.get("stream_options", {}).get("include_usage"):
             tail = {"object": "chat.completion.chunk", **identity, "choices": [], "usage": usage}
             events.append(f"data: {json.dumps(tail)}\n\n")
@@ -218,13 +230,20 @@ class FakeEngine:
 
 
 def stream_events(
-    identity: dict[str, Any], pieces: list[str], finish: str, *, n_choices: int
+    identity: dict[str, Any],
+    pieces: list[str],
+    finish: str,
+    *,
+    n_choices: int,
+    has_logprobs: bool = False,
 ) -> list[str]:
     """The events of one answer without usage and `[DONE]`; every choice gets the same text."""
     events = []
 
     def add(index: int, delta: dict[str, Any], finish_reason: str | None) -> None:
-        choice = {"index": index, "delta": delta, "finish_reason": finish_reason}
+        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish_reason}
+        if has_logprobs:
+            choice |= logprobs_of(delta.get("content", ""))
         chunk = {"object": "chat.completion.chunk", **identity, "choices": [choice]}
         events.append(f"data: {json.dumps(chunk)}\n\n")
 
@@ -234,6 +253,23 @@ def stream_events(
             add(index, {"content": piece}, None)
         add(index, {}, finish)
     return events
+
+
+def logprobs_of(text: str) -> dict[str, Any]:
+    """A token a character, of probability 0.8, with 0 and 5 of 0.1 each beside it."""
+    content = [
+        {
+            "token": char,
+            "logprob": math.log(0.8),
+            "top_logprobs": [
+                {"token": char, "logprob": math.log(0.8)},
+                *({"token": one, "logprob": math.log(0.1)} for one in "05" if one != char),
+                {"token": "x", "logprob": -20.0},
+            ],
+        }
+        for char in text
+    ]
+    return {"logprobs": {"content": content}}
 
 
 def question_of(body: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from molmo_core import api
 from molmo_core.errors import InvalidMedia, TooManyMedia
+from molmo_core.points import Point
 from molmo_core.videos import VideoGeometry, VideoInfo, sample_times
 from molmo_server.media.look import Kind, Look, Looks, check_length
 from molmo_server.media.probe import container_type
@@ -26,7 +27,17 @@ from molmo_server.settings import MolmoSettings
 
 _MAX_SCHEME_CHARS = 20
 """Of a URL that may be a whole video, no more is looked at here."""
+_PLACE_DIGITS = 6
 _SHAPE = "send `data:image/png;base64,…` (JPEG, PNG, WebP, GIF) or `data:video/mp4;base64,…`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A part of a picture, in pixels of the whole."""
+
+    left_px: int
+    top_px: int
+    whole_hw: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +47,8 @@ class CheckedImage:
     size_hw: tuple[int, int]
     """As displayed: after EXIF rotation."""
     sha256: str = ""
+    cut: Cut | None = None
+    """Where it was cut out of; None for a whole picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +94,24 @@ class CheckedMedia:
                     duration=info.duration_s,
                 )
             ]
+        sizes_hw = [image.cut.whole_hw if image.cut else image.size_hw for image in self.images]
         return [
-            api.Media(index=k, type="image", width=image.size_hw[1], height=image.size_hw[0])
-            for k, image in enumerate(self.images)
+            api.Media(index=k, type="image", width=width, height=height)
+            for k, (height, width) in enumerate(sizes_hw)
         ]
+
+    def in_whole(self, point: Point) -> Point:
+        """A place in what the model saw as a place in what the caller sent."""
+        cut = None if self.video else self.images[point.media_index].cut
+        if cut is None:
+            return point
+        height, width = self.images[point.media_index].size_hw
+        whole_height, whole_width = cut.whole_hw
+        return replace(
+            point,
+            x=round((cut.left_px + point.x * width) / whole_width, _PLACE_DIGITS),
+            y=round((cut.top_px + point.y * height) / whole_height, _PLACE_DIGITS),
+        )
 
     def parts(self) -> list[dict[str, object]]:
         """Content parts of a chat message."""
