@@ -38,7 +38,7 @@ def contradictions(settings: MolmoSettings) -> Iterator[str]:
     )
     if needs_own and settings.n_own_engines == 0:
         yield (
-            "engine_urls names engines that others run, and a gate, a canary or "
+            "all engines are run by others, as engine_urls says, and a gate, a canary or "
             "swap_way=blue_green need one of this server's own; leave one out"
         )
     if settings.least_same > 0 and settings.shadow_share == 0:

@@ -271,7 +271,7 @@ class MolmoSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> MolmoSettings:
-        for complaint in contradictions(self):
+        if complaint := next(contradictions(self), None):
             raise ValueError(complaint)
         return self
 

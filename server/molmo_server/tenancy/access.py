@@ -1,9 +1,9 @@
-"""The check before every route, and what the server does with its file of keys meanwhile.
+"""The check before every route, and what the server does with its store of keys meanwhile.
 
 Routes under /admin ask for the admin key or a key of scope admin; those that tell of the service
-itself are open; all others ask for a key, once there is a file of keys. The file is read and what
+itself are open; all others ask for a key, once there are keys. The store is read and what
 was used is written twice a second, away from the event loop: a key that was revoked stops working
-within a second. While the file cannot be used the keys that were read last stay good, usage is
+within a second. While it cannot be used the keys that were read last stay good, usage is
 kept in memory, and the log says so.
 
 Knows: which routes ask for what, the `Authorization` header. Does not know: what routes do.

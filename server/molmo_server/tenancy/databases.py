@@ -13,7 +13,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
@@ -50,8 +50,8 @@ Execute = Callable[[str, Sequence[object]], list[tuple[Any, ...]]]
 class Database(Protocol):
     """Open until `close`, for use by any thread."""
 
-    def transaction(self, *, writes: bool) -> Any:
-        """A context with an `Execute`; what is written in it is written whole or not at all.
+    def transaction(self, *, writes: bool) -> AbstractContextManager[Execute]:
+        """What is written in the block is written whole or not at all.
 
         Raises KeyStoreError.
         """
@@ -191,6 +191,11 @@ class PostgresServer:
                         cursor.execute(statement.replace("?", "%s").encode(), list(values))
                         return cursor.fetchall() if cursor.description else []
 
+                    # Of the transaction, not the connection, for the same reason.
+                    cursor.execute(
+                        "SET LOCAL search_path TO molmo;"
+                        f"SET LOCAL statement_timeout TO {_PATIENCE_S * 1000}".encode()
+                    )
                     if writes:  # one writer at a time, also among servers
                         execute("SELECT pg_advisory_xact_lock(?)", [_WRITERS_LOCK])
                     yield execute
@@ -210,7 +215,7 @@ class PostgresServer:
                 self._url,
                 autocommit=True,  # so that only `transaction` begins one
                 connect_timeout=_PATIENCE_S,
-                options=f"-c search_path=molmo -c statement_timeout={_PATIENCE_S * 1000}",
+                prepare_threshold=None,  # a pool between may give each transaction another one
                 tcp_user_timeout=_PATIENCE_S * 1000,
                 application_name="molmo",
             )
