@@ -110,7 +110,7 @@ class Asked:
             options = {**options, "structured_outputs": {"grammar": grammar}}
         elif shape is not None and self.prompt.media.video is not None:
             shape.moments_s(self.prompt.media.video)  # refuses what no answer could be about
-        self.question.caller.pay(self.prompt.n_visual_tokens)
+        await self.question.caller.pay(self.prompt.n_visual_tokens)
         url_of = partial(self.files.url, folder=engine.media_folder)
         messages = await self.prompt.messages(url_of)
         self.journey.begin("engine", engine=engine.name, checkpoint=checkpoint.id)
