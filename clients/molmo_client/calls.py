@@ -7,7 +7,8 @@ Source: `molmo_core.api`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypedDict, TypeVar
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -39,12 +40,17 @@ class Call(Generic[Answer]):
     body: bytes | None
     answer_type: type[Answer]
     content_type: str = "application/json"
+    file: BinaryIO | None = None
+    """A file of requests, sent as a form while it is read."""
 
     def request_options(self) -> dict[str, Any]:
         """Keyword arguments for `httpx2`'s `request`."""
         options: dict[str, Any] = {"method": self.method, "url": self.path}
         if self.body is not None:
             options |= {"content": self.body, "headers": {"content-type": self.content_type}}
+        if self.file is not None:
+            name = Path(self.file.name).name
+            options |= {"files": {"file": (name, self.file)}, "data": {"purpose": "batch"}}
         return options
 
     def read(self, response: httpx2.Response) -> Answer:

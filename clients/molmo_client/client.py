@@ -15,6 +15,7 @@ from typing import Self, Unpack
 import httpx2
 
 from molmo_client import calls
+from molmo_client.batches import Batches
 from molmo_client.calls import Answer, Call, Generation
 from molmo_client.connection import Connection, connection_to
 from molmo_client.failures import failure_of
@@ -47,6 +48,7 @@ class Client:
             url, api_key=api_key, answer_timeout_s=answer_timeout_s, retries=retries
         )
         self._http = httpx2.Client(transport=transport, **self.connection.httpx_options())
+        self.batches = Batches(self._answer, self._http, self.connection)
 
     def point(
         self, media: MediaInput, object: str, **options: Unpack[Generation]
