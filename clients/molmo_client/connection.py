@@ -24,7 +24,7 @@ _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Connection:
-    """`answer_timeout_s` bounds the silence between two bytes of an answer, which comes whole."""
+    """`answer_timeout_s` bounds the silence between two bytes of an answer."""
 
     url: str
     api_key: str | None = field(default=None, repr=False)

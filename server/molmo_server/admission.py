@@ -1,11 +1,13 @@
 """Who may be served now: a bounded number at work, a bounded number waiting, a deadline for each,
 and only as long as the caller is there.
 
+Tenants who wait take turns, whatever number of requests each of them has there. While there are
+several, none may have more requests waiting than places are free: whoever asks too often is told
+so at once, and whoever asks seldom finds a place. A tenant alone has the whole queue, and gives up
+places, latest first, when another one comes.
+
 Requests in the background (the lines of batches) take a turn when nobody else waits, and one turn
 in many when somebody does; their time begins with it.
-
-Tenants who wait take turns, whatever number of requests each of them has there, and a tenant with
-many gives up a place in a full queue to one with few.
 
 Knows: counts, time, names of tenants. Does not know: what a request is about.
 """
@@ -13,15 +15,18 @@ Knows: counts, time, names of tenants. Does not know: what a request is about.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from molmo_core.errors import Busy, DeadlineExceeded
 
 _BUSY_RETRY_S = 2.0
+_PRESENT_S = 60.0
+"""So long after its last request a tenant still counts as there."""
 _BACKGROUND_EVERY = 16
 """One turn of so many is for the background, so that it comes to an end under any load."""
 
@@ -35,6 +40,9 @@ class _Line:
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
+
+    def n_of(self, tenant: str) -> int:
+        return len(self._waiting.get(tenant, ()))
 
     def join(self, tenant: str) -> asyncio.Future[None]:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -66,8 +74,8 @@ class _Line:
 
         Fairer: also with the place given away it has as many as `tenant` then.
         """
-        greedy = max(self._waiting, key=lambda name: len(self._waiting[name]), default=tenant)
-        if len(self._waiting.get(greedy, ())) < len(self._waiting.get(tenant, ())) + 2:
+        greedy = max(self._waiting, key=self.n_of, default=tenant)
+        if self.n_of(greedy) < self.n_of(tenant) + 2:
             return False
         latest = next(reversed(self._waiting[greedy]))
         self.leave(greedy, latest)
@@ -76,9 +84,25 @@ class _Line:
         return True
 
 
+class _Presence:
+    """Whether a tenant is alone; remembers the last two who asked."""
+
+    def __init__(self) -> None:
+        self._last, self._other = ("", -math.inf), ("", -math.inf)
+        """(tenant, when) of the last request, and of the last one of anybody else."""
+
+    def is_alone(self, tenant: str, now_s: float) -> bool:
+        """Note a request of `tenant`; whether nobody else asked lately."""
+        if tenant != self._last[0]:
+            self._other = self._last
+        self._last = (tenant, now_s)
+        return now_s - self._other[1] > _PRESENT_S
+
+
 class Admission:
     def __init__(self, *, max_concurrent: int, max_queued: int, deadline_s: float) -> None:
         self._line = _Line()
+        self._presence = _Presence()
         self._background = _Line()
         self._n_turns = 0
         self._max_concurrent = max_concurrent
@@ -117,12 +141,13 @@ class Admission:
 
     async def _wait(self, tenant: str, is_background: bool) -> None:
         """Return with a turn, which is counted as running."""
+        now_s = asyncio.get_running_loop().time()
+        is_alone = not is_background and self._presence.is_alone(tenant, now_s)
         if self.n_running < self._max_concurrent:
             self.n_running += 1
             return
         line = self._background if is_background else self._line
-        is_full = not is_background and self.n_queued >= self._max_queued
-        if is_full and not line.make_room(tenant, self._busy()):
+        if not is_background and not self._has_place(tenant, is_alone):
             raise self._busy()
         turn = line.join(tenant)
         try:
@@ -132,6 +157,12 @@ class Admission:
             if not turn.cancelled() and turn.exception() is None:
                 self._pass_on()  # the turn came at the same moment
             raise
+
+    def _has_place(self, tenant: str, is_alone: bool) -> bool:
+        n_free = self._max_queued - self.n_queued
+        if n_free <= 0:
+            return self._line.make_room(tenant, self._busy())
+        return is_alone or self._line.n_of(tenant) < n_free
 
     def _pass_on(self) -> None:
         self._n_turns += 1
@@ -144,7 +175,7 @@ class Admission:
     def _busy(self) -> Busy:
         return Busy(
             f"{self.n_running} requests are being answered and {self.n_queued} wait, which is "
-            "all this server takes; send it again later",
+            "all this server takes now; send it again later",
             retry_after_s=_BUSY_RETRY_S,
         )
 
@@ -160,11 +191,17 @@ class WhileConnected(Response):
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        working = asyncio.ensure_future(self._work(scope, send))
         leaving = asyncio.ensure_future(_disconnect(receive))
+
+        async def send_if_there(message: Message) -> None:
+            if leaving.done():  # what had been waiting to be sent is not worth another look
+                raise asyncio.CancelledError
+            await send(message)
+
+        working = asyncio.ensure_future(self._work(scope, send_if_there))
         try:
             await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
+            if working.done() and not working.cancelled():
                 working.result()
         finally:
             for task in (working, leaving):

@@ -31,20 +31,26 @@ from molmo_server.engine_pool import (
 from molmo_server.engine_pool.probing import ProbeLimits, wrong_probes
 from molmo_server.settings import MolmoSettings
 
-FIRST_ENGINE = "engine-0"
-
 
 def build_pool(settings: MolmoSettings, checkpoint: Checkpoint, own: OwnEngines) -> EnginePool:
-    """One engine: at the URL of the settings, or a process of our own."""
-    if settings.engine_url is None:
-        return EnginePool([own.engine(checkpoint, FIRST_ENGINE)])
-    remote = RemoteEngine(
-        name=FIRST_ENGINE,
-        address=EngineAddress(url=settings.engine_url),
+    """Processes of our own, and the engines at the URLs of the settings."""
+    names = map(own.name, range(settings.n_own_engines))
+    return EnginePool(
+        [
+            *(own.engine(checkpoint, name) for name in names),
+            *(remote_engine(settings, url) for url in settings.engine_urls),
+        ]
+    )
+
+
+def remote_engine(settings: MolmoSettings, url: str) -> RemoteEngine:
+    """An engine that others run; its name is where it is, the same for every gateway."""
+    return RemoteEngine(
+        name=url.partition("://")[2],
+        address=EngineAddress(url=url),
         timing=_timing(settings),
         warm_ups=_warm_ups(settings.served_name),
     )
-    return EnginePool([remote])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,11 @@ class OwnEngines:
     socket_dir: Path
     """Short and private: a socket's path may have 107 characters."""
     log_dir: Path
+    prefix: str = "engine"
+    """Of names; another one for each model."""
+
+    def name(self, number: int) -> str:
+        return f"{self.prefix}-{number}"
 
     def engine(
         self, checkpoint: Checkpoint, name: str, *, is_on_trial: bool = False
@@ -91,6 +102,7 @@ class OwnEngines:
                 kv_cache_gib=settings.kv_cache_gib,
                 is_eager=settings.is_eager,
                 n_threads=settings.engine_threads,
+                otlp_endpoint=settings.otlp_endpoint,
                 # The engine's own words then name the checkpoint, also inside streams.
                 extra_arguments=(
                     *("--fingerprint-mode", "custom"),

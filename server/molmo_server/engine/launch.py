@@ -20,6 +20,8 @@ from typing import Any
 from molmo_core.errors import CheckpointError
 from molmo_core.videos import VideoGeometry
 
+_PROPOSER = "molmo_server.engine.drafts.proposer.CoordProposer"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
@@ -40,12 +42,16 @@ class EngineSettings:
     media_cache_gib: float = 1.0
     """Memory for preprocessed media, in the API process and again in the engine core."""
     has_prefix_cache: bool = True
+    n_drafted: int = 0
+    """Most tokens of an answer that are drafted ahead and verified in one step; 0: none."""
     is_eager: bool = True
     """Skip compilation: starts in half the time; on a GPU set False."""
     shutdown_timeout_s: int = 30
     max_queued: int = 256
     plugins: tuple[str, ...] = ("molmo", "molmo_control")
     """vLLM loads these of *all* plugin groups and no others."""
+    otlp_endpoint: str | None = None
+    """Where traces are sent, as in the server's settings."""
     extra_arguments: tuple[str, ...] = ()
     n_threads: int | None = None
     """CPU only: threads of a step; None lets vLLM take and pin all cores."""
@@ -67,7 +73,7 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         "--max-model-len": max_len,
         "--max-num-seqs": settings.max_num_seqs,
         # The images of a prompt are one step, beside which running answers go on.
-        "--max-num-batched-tokens": max_len + settings.max_num_seqs,
+        "--max-num-batched-tokens": max_len + settings.max_num_seqs * (1 + settings.n_drafted),
         "--limit-mm-per-prompt": {"image": settings.max_images, "video": settings.max_videos},
         "--media-io-kwargs": {
             "image": {"image_mode": None},  # the processor turns to RGB, as in training
@@ -80,6 +86,14 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         "--shutdown-timeout": settings.shutdown_timeout_s,
         "--max-num-queued-reqs": settings.max_queued,
     }
+    if settings.otlp_endpoint is not None:  # the whole URL, as vLLM passes it to its exporter
+        flags["--otlp-traces-endpoint"] = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
+    if settings.n_drafted:
+        flags["--speculative-config"] = {
+            "method": "custom_class",
+            "model": _PROPOSER,
+            "num_speculative_tokens": settings.n_drafted,
+        }
     switches = [
         "--enable-prefix-caching" if settings.has_prefix_cache else "--no-enable-prefix-caching",
         "--enable-prompt-tokens-details",  # how much of a prompt was cached
@@ -112,6 +126,11 @@ def _environment(settings: EngineSettings) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
+    if settings.otlp_endpoint is not None:
+        environment |= {
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as the gateway's, not gRPC
+            "OTEL_SERVICE_NAME": "molmo-engine",
+        }
     if settings.n_threads is not None:
         environment |= {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",

@@ -144,7 +144,7 @@ class SupervisedEngine(RemoteEngine):
                 env={**os.environ, **how.environment},
                 start_new_session=True,
             )
-        self._lost, self._loaded_id = "", None  # it begins with what its command says
+        self._lost, self._expected_id = "", None  # it begins with what its command says
 
     async def _until_ready(self) -> str | None:
         """Start the process; None when it is ready, else why not."""

@@ -53,10 +53,17 @@ class Look:
 class Looks:
     """Looks at files, and remembers the last ones that were good."""
 
-    def __init__(self, settings: MolmoSettings, on_known: Callable[[], object]) -> None:
-        """`on_known` is called whenever a file needs no look because it had one."""
+    def __init__(
+        self,
+        settings: MolmoSettings,
+        on_known: Callable[[], object],
+        on_look: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`on_known` is called whenever a file needs no look because it had one, `on_look` for
+        every other."""
         self._settings = settings
         self._on_known = on_known
+        self._on_look = on_look
         self._known: OrderedDict[tuple[Kind, str], Look] = OrderedDict()
 
     async def look(self, data: bytes, what: str, kind: Kind) -> Look:
@@ -67,6 +74,7 @@ class Looks:
             self._known.move_to_end((kind, sha256))
             self._on_known()
             return known
+        self._on_look()
         look = await self._first_look(data, sha256, what, kind)
         if look.video is None or look.video.n_frames <= _MAX_REMEMBERED_FRAMES:
             self._known[kind, sha256] = look

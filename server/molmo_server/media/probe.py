@@ -89,13 +89,11 @@ def _check_streams(data: bytes, limits: ProbeLimits) -> int:
                 raise InvalidMedia(
                     "the file has no video stream; send a video (mp4, mov, webm or mkv)"
                 )
-            codec = container.streams.video[0].codec_context
-            if (
-                codec.name not in ALLOWED_CODECS
-                and codec.codec.canonical_name not in ALLOWED_CODECS
-            ):
+            codec = container.streams.video[0].codec_context  # None: nothing can decode it
+            names = {codec.name, codec.codec.canonical_name} if codec else {"unknown"}
+            if not names & ALLOWED_CODECS:
                 raise InvalidMedia(
-                    f"the video's codec is {codec.name}; allowed are "
+                    f"the video's codec is {codec.name if codec else 'unknown'}; allowed are "
                     f"{', '.join(sorted(ALLOWED_CODECS))}: convert it with ffmpeg"
                 )
             if max(codec.width, codec.height) > limits.max_side_px:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import orjson
 from fastapi import Request
 from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
@@ -27,6 +28,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _FILE_FIELDS = {"image": "image/png", "video": "video/mp4"}
 """Media type by field: the kind is what matters, the content is looked at later."""
+_JSON_FIELDS = ("objects", "region", "points")
+"""Fields of a form whose text is JSON."""
 _MAX_FORM_FIELDS = 32
 _MAX_FIELD_BYTES = 1024 * 1024
 
@@ -111,7 +114,7 @@ async def _fields_of(form: FormData, settings: MolmoSettings) -> dict[str, Any]:
                 raise InvalidMedia(f"the field {name!r} holds text; send a file in it", param=name)
             if name in fields:
                 raise InvalidRequest(f"the field {name!r} is there twice; send one", param=name)
-            fields[name] = value
+            fields[name] = _json(name, value) if name in _JSON_FIELDS else value
         elif name == "image":
             images.append(await _data_url(value, name, settings.max_image_bytes))
         elif name == "video" and "video_url" not in fields:
@@ -124,6 +127,15 @@ async def _fields_of(form: FormData, settings: MolmoSettings) -> dict[str, Any]:
                 param=name[:60],
             )
     return fields | ({"images": images} if images else {})
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"the field {name!r} is not JSON ({error}); write it as in a JSON request", param=name
+        ) from error
 
 
 async def _data_url(file: UploadFile, name: str, limit: int) -> str:

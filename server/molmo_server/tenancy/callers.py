@@ -165,9 +165,10 @@ class Caller:
         self._has_paid = True
 
     def note_tokens(self, *, prompt: int, visual: int, completion: int) -> None:
-        self.usage.prompt_tokens = prompt
-        self.usage.visual_tokens = visual
-        self.usage.completion_tokens = completion
+        """Of one answer; several in a request add up, and are about the same media."""
+        self.usage.prompt_tokens += prompt
+        self.usage.visual_tokens = max(self.usage.visual_tokens, visual)
+        self.usage.completion_tokens += completion
 
     def headers(self) -> Headers:
         return self.allowance.headers() if self.allowance else []

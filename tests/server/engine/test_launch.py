@@ -94,3 +94,14 @@ def test_a_folder_without_readable_configuration_is_refused(tmp_path, content):
         (folder / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config.json of checkpoint 'm' cannot be read"):
         command(folder)
+
+
+def test_traces_go_where_the_gateways_go(tmp_path):
+    folder = write_folder(tmp_path / "m")
+    argv, environment = command(folder, otlp_endpoint="http://127.0.0.1:4318/")
+    assert flags(argv)["--otlp-traces-endpoint"] == "http://127.0.0.1:4318/v1/traces"
+    assert environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+
+    argv, environment = command(folder)
+    assert "--otlp-traces-endpoint" not in argv
+    assert [name for name in environment if name.startswith("OTEL")] == []
