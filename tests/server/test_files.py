@@ -167,6 +167,13 @@ def test_limits(empty: RunningGateway) -> None:
     upload(empty, b"x")
 
 
+def test_a_refused_upload_leaves_its_connection_in_order(empty: RunningGateway) -> None:
+    for size in (900_000, 301_000) * 10:
+        form: dict[str, Any] = {"files": {"file": ("a", b"x" * size)}, "data": {"purpose": "batch"}}
+        assert empty.http.post("/v1/files", **form).status_code == 413
+        assert empty.http.get("/v1/files").json()["data"] == []
+
+
 def test_pages(empty: RunningGateway) -> None:
     made = [upload(empty, b"{}") for _ in range(5)][::-1]
     first = empty.http.get("/v1/files?limit=3").json()
