@@ -23,6 +23,8 @@ from molmo_server.errors import error_body
 _PREFIX = b"data: "
 _END = b"\n\n"
 _LAST = _PREFIX + b"[DONE]"
+_NO_CHUNK = (orjson.JSONDecodeError, KeyError, TypeError, AttributeError)
+"""What reading something else than a chunk of a completion raises."""
 
 
 def error_events(error: MolmoError) -> bytes:
@@ -73,7 +75,10 @@ class StreamRelay:
         *events, self._rest = (self._rest + chunk).split(_END)
         passed: list[bytes] = []
         for one in events:
-            is_hidden = one.startswith(_PREFIX) and self._look_at(one[len(_PREFIX) :])
+            try:
+                is_hidden = one.startswith(_PREFIX) and self._look_at(one[len(_PREFIX) :])
+            except _NO_CHUNK:
+                self._end = "failed"
             if self._end is not None:
                 break
             if not is_hidden:
