@@ -31,18 +31,24 @@ class StrictRequest(BaseModel):
     @classmethod
     def _has_only_known_fields(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for name in data.keys() - cls.model_fields.keys():
+            for name in data.keys() - _names_of(cls):
                 raise _unknown_field(cls, str(name)[:60])
         return data
 
 
+def _names_of(model: type[BaseModel]) -> set[str]:
+    """Of fields, as they are sent."""
+    return {field.alias or name for name, field in model.model_fields.items()}
+
+
 def _unknown_field(model: type[BaseModel], name: str) -> PydanticCustomError:
-    near = get_close_matches(name, model.model_fields, n=3)
+    allowed = _names_of(model)
+    near = get_close_matches(name, allowed, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "leave it out;"
     return PydanticCustomError(
         "unknown_field",
         "got the unknown field '{name}': {hint} allowed are {allowed}",
-        {"name": name, "hint": hint, "allowed": ", ".join(sorted(model.model_fields))},
+        {"name": name, "hint": hint, "allowed": ", ".join(sorted(allowed))},
     )
 
 

@@ -26,10 +26,14 @@ from molmo_server.errors import install_error_handlers
 from molmo_server.gateway import Gateway
 from molmo_server.media.gate import MediaGate
 from molmo_server.openai_api.chat_request import ChatRequest
+from molmo_server.openai_api.completions_request import CompletionsRequest
+from molmo_server.openai_api.responses_request import ResponsesRequest
 from molmo_server.routes.admin import admin_router, usage_router
 from molmo_server.routes.chat import chat_router
+from molmo_server.routes.completions import completions_router
 from molmo_server.routes.media import media_router
 from molmo_server.routes.ops import ops_router
+from molmo_server.routes.responses import responses_router
 from molmo_server.routes.verbs import verbs_router
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Edge, Metrics
@@ -88,6 +92,8 @@ def create_app(
     install_error_handlers(app)
     for router in (
         chat_router(gateway),
+        completions_router(gateway),
+        responses_router(gateway),
         verbs_router(gateway),
         media_router(gateway),
         ops_router(gateway),
@@ -136,7 +142,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
             title=app.title, version=app.version, summary=app.summary, routes=app.routes
         )
         schemas = document["components"]["schemas"]
-        models: list[type[BaseModel]] = [ChatRequest, *(spec.request for spec in VERBS.values())]
+        models: list[type[BaseModel]] = [ChatRequest, CompletionsRequest, ResponsesRequest]
+        models += [spec.request for spec in VERBS.values()]
         for model in models:
             own = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= own.pop("$defs", {}) | {model.__name__: own}

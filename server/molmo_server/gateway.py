@@ -19,14 +19,17 @@ from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, NotFo
 from molmo_core.prompts import Turn
 from molmo_server.admission import Admission
 from molmo_server.answers.grammar import AnswerForm, answer_grammar
+from molmo_server.answers.usage import tell_visual_tokens
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Trial
+from molmo_server.engine_pool.exchange import COMPLETIONS_PATH
 from molmo_server.media.gate import CheckedMedia, MediaGate
-from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
+from molmo_server.prompt import Prompt, answer_budget, check_turns, check_values, measure
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Metrics
 from molmo_server.tenancy.callers import Caller
+from molmo_server.text_question import AskedTexts, TextQuestion, check_texts
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ class Question:
     """Passed on to the engine as they are."""
     form: AnswerForm | None = None
     """The answer is decoded under the grammar of this form."""
+    is_continued: bool = False
+    """The last turn is the assistant's: the answer goes on from it."""
     caller: Caller = field(default_factory=Caller)
 
 
@@ -77,18 +82,40 @@ class Gateway:
     ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         """Admit, check and ask; the engine's first bytes have arrived when the block begins."""
         self._check_model(question.model)
-        turns = check_turns(question.turns, system=question.system)
+        turns = check_turns(
+            question.turns, system=question.system, is_continued=question.is_continued
+        )
         self.engines.check_hope()
         async with self.admission.admit(question.caller.tenant) as deadline:
             media = await self.media.check(question.image_urls, question.video_urls)
             asked = Asked(gateway=self, question=question, turns=turns, media=media)
-            named = question.model if question.model != self.settings.served_name else None
             async with self.engines.open(
                 asked.body_for,
                 request_id=request_id,
                 deadline=deadline,
                 whole=whole,
-                checkpoint_id=named,
+                checkpoint_id=self._named(question.model),
+            ) as reply:
+                self._check_answering(question.model, self.id_of(reply))
+                yield asked, reply
+
+    @asynccontextmanager
+    async def open_texts(
+        self, question: TextQuestion, *, request_id: str, whole: bool
+    ) -> AsyncIterator[tuple[AskedTexts, EngineReply]]:
+        """As `open`, for texts without a chat around them."""
+        self._check_model(question.model)
+        check_texts(question.texts)
+        self.engines.check_hope()
+        async with self.admission.admit(question.caller.tenant) as deadline:
+            asked = AskedTexts(question=question, settings=self.settings, live=self.live)
+            async with self.engines.open(
+                asked.body_for,
+                path=COMPLETIONS_PATH,
+                request_id=request_id,
+                deadline=deadline,
+                whole=whole,
+                checkpoint_id=self._named(question.model),
             ) as reply:
                 self._check_answering(question.model, self.id_of(reply))
                 yield asked, reply
@@ -96,9 +123,10 @@ class Gateway:
     async def complete(self, question: Question, *, request_id: str) -> Completion:
         """The engine's whole chat completion."""
         async with self.open(question, request_id=request_id, whole=True) as (asked, reply):
-            answer = _whole_answer(reply)
-            n_tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
-            asked.note_tokens(completion=n_tokens)
+            answer = whole_answer(reply)
+            usage = answer.get("usage") or {}
+            asked.note_tokens(completion=usage.get("completion_tokens", 0))
+            tell_visual_tokens(usage, asked.prompt.visual_usage())
             answered = Completion(
                 prompt=asked.prompt, answer=answer, checkpoint_id=self.id_of(reply)
             )
@@ -126,7 +154,7 @@ class Gateway:
                 asyncio.timeout(self.settings.deadline_s),
                 self.engines.shadow(trial, asked.body_for, request_id=request_id) as reply,
             ):
-                is_same = _texts(_whole_answer(reply)) == texts
+                is_same = _texts(whole_answer(reply)) == texts
         except (EngineUnavailable, EngineFailed):
             return  # noted by the pool
         except TimeoutError:
@@ -147,6 +175,10 @@ class Gateway:
         self.metrics.observations.labels("point").inc(len(grounding.points))
         n_tracked = sum(len(track.points) for track in grounding.tracks)
         self.metrics.observations.labels("track").inc(n_tracked)
+
+    def _named(self, model: str | None) -> str | None:
+        """The checkpoint that a caller names as model, if it is one."""
+        return None if model == self.settings.served_name else model
 
     def _check_answering(self, name: str | None, answering: str) -> None:
         """Whoever names a checkpoint gets no other, also when it changes while they wait."""
@@ -187,8 +219,10 @@ class Asked:
         checkpoint = self.gateway.live.of(engine.checkpoint_id)
         settings = self.gateway.settings
         self.prompt = await measure(self.turns, self.media, checkpoint)
+        if "prompt_logprobs" in self.question.options:
+            check_values(self.prompt.n_tokens, limit=settings.max_prompt_values)
         budget = answer_budget(
-            self.prompt,
+            self.prompt.n_tokens,
             checkpoint,
             asked=self.question.max_tokens,
             default=settings.default_max_tokens,
@@ -217,7 +251,7 @@ class Asked:
         )
 
 
-def _whole_answer(reply: EngineReply) -> dict[str, Any]:
+def whole_answer(reply: EngineReply) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = orjson.loads(reply.first)
     except orjson.JSONDecodeError as error:

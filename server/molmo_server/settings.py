@@ -134,6 +134,12 @@ class MolmoSettings(BaseSettings):
     max_choices: int = Field(default=4, ge=1)
     max_logprobs: int = Field(default=20, ge=0)
     max_stops: int = Field(default=8, ge=0)
+    max_prompts: int = Field(default=16, ge=1)
+    """Texts in one request to /v1/completions."""
+    max_prompt_values: int = Field(default=8192, ge=1)
+    """Tokens of a prompt of which log-probabilities are told."""
+    max_schema_bytes: int = Field(default=16_384, ge=2)
+    """Of a JSON schema that an answer is held to."""
 
     @field_validator("store", mode="before")
     @classmethod

@@ -2,10 +2,10 @@
 
 Knows: server-sent events of OpenAI's chat stream. Does not know: where bytes come from or go.
 
-Events are looked at (the text is needed for the grounding) and never written anew. Only `[DONE]`
-is held back, and an event that tells of the engine's failure becomes an error of our own. Where
-usage is counted the engine is made to tell it, and that event is left out for callers who did not
-ask for it.
+Events are looked at (the text is needed for the grounding) and not written anew, but for the one
+that tells the usage of a prompt with media. Only that and `[DONE]` are held back, and an event that
+tells of the engine's failure becomes an error of our own. Where usage is counted the engine is made
+to tell it, and that event is left out for callers who did not ask for it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import orjson
 
 from molmo_core.errors import EngineFailed, MolmoError
 from molmo_server.answers.reading import AnswerReader
+from molmo_server.answers.usage import tell_visual_tokens
 from molmo_server.errors import error_body
 
 _PREFIX = b"data: "
@@ -41,6 +42,7 @@ class StreamRelay:
         model: str,
         fingerprint: str,
         hides_usage: bool = False,
+        visual_usage: dict[str, int] | None = None,
     ) -> None:
         self._new_reader = new_reader
         self._readers: dict[int, AnswerReader] = {}
@@ -52,6 +54,8 @@ class StreamRelay:
             "system_fingerprint": fingerprint,
         }
         self._hides_usage = hides_usage
+        self._visual_usage = visual_usage or {}
+        self._usage_events: list[bytes] = []
         self._n_told: int | None = None
         self._n_pieces = 0
         self._rest = b""
@@ -79,7 +83,7 @@ class StreamRelay:
             if not is_hidden:
                 passed.append(one)
         if self._end == "done":
-            passed += [self._grounding(), _LAST]
+            passed += [*self._usage_events, self._grounding(), _LAST]
         return b"".join(one + _END for one in passed)
 
     def check_end(self) -> None:
@@ -87,6 +91,10 @@ class StreamRelay:
         if self._end != "done":
             how = "failed" if self._end == "failed" else "ended"
             raise EngineFailed(f"the engine {how} in the middle of the answer; send it again")
+
+    def failure(self, error: MolmoError) -> bytes:
+        """How a stream that has begun ends when it cannot go on."""
+        return error_events(error)
 
     def _look_at(self, data: bytes) -> bool:
         """Take note of an event; whether it is not for the caller."""
@@ -106,7 +114,12 @@ class StreamRelay:
             if text := choice["delta"].get("content"):
                 reader.feed(text)
                 self._n_pieces += 1
-        return self._hides_usage and bool(usage) and not content.get("choices")
+        is_usage = bool(usage) and not content.get("choices")
+        if is_usage and self._visual_usage and not self._hides_usage:
+            tell_visual_tokens(usage, self._visual_usage)
+            self._usage_events = [_PREFIX + orjson.dumps(content)]
+            return True
+        return is_usage and self._hides_usage
 
     def _grounding(self) -> bytes:
         choices = [

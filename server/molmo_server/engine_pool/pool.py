@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError
-from molmo_server.engine_pool.exchange import EngineReply
+from molmo_server.engine_pool.exchange import CHAT_PATH, EngineReply
 from molmo_server.engine_pool.remote import EngineState, RemoteEngine
 from molmo_server.engine_pool.trial import Trial
 
@@ -36,6 +36,7 @@ BodyFor = Callable[[RemoteEngine], Awaitable[bytes]]
 @dataclass(frozen=True, kw_only=True)
 class _Request:
     body_for: BodyFor
+    path: str
     request_id: str
     whole: bool
 
@@ -119,6 +120,7 @@ class EnginePool:
         self,
         body_for: BodyFor,
         *,
+        path: str = CHAT_PATH,
         request_id: str,
         deadline: float,
         whole: bool,
@@ -130,7 +132,7 @@ class EnginePool:
         EngineUnavailable, EngineFailed, EngineRefused, and what `body_for` raises.
         """
         self.check_hope()
-        request = _Request(body_for=body_for, request_id=request_id, whole=whole)
+        request = _Request(body_for=body_for, path=path, request_id=request_id, whole=whole)
         latest = deadline - _MARGIN_S
         is_drawn = self.trial is not None and self.trial.answers(checkpoint_id)
         trial = self.trial if is_drawn else None
@@ -202,7 +204,9 @@ class EnginePool:
         self, engine: RemoteEngine, body: bytes, request: _Request, stack: AsyncExitStack
     ) -> EngineReply:
         began = asyncio.get_running_loop().time()
-        asked = engine.open(body, request_id=request.request_id, whole=request.whole)
+        asked = engine.open(
+            body, path=request.path, request_id=request.request_id, whole=request.whole
+        )
         reply = await stack.enter_async_context(asked)
         self._note_answer(engine, asyncio.get_running_loop().time() - began)
         return reply

@@ -7,28 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.types import Scope, Send
 
 from molmo_core import api
-from molmo_core.errors import MolmoError
 from molmo_server.admission import WhileConnected
 from molmo_server.answers.reading import AnswerReader, read_answer
-from molmo_server.answers.relay import StreamRelay, error_events
+from molmo_server.answers.relay import StreamRelay
 from molmo_server.engine_pool import EngineReply
-from molmo_server.gateway import Gateway, Question
+from molmo_server.gateway import Asked, Gateway, Question
 from molmo_server.openai_api.chat_request import ChatRequest, check_limits
 from molmo_server.prompt import Prompt
 from molmo_server.routes.body import read_body
+from molmo_server.routes.sending import send_json, send_stream
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
 
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # proxies must not collect events
-]
 _REQUEST_BODY = {
     "required": True,
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
@@ -70,7 +64,10 @@ def chat_router(gateway: Gateway) -> APIRouter:
             video_urls=video_urls,
             model=call.model,
             max_tokens=call.asked_tokens,
-            options=call.engine_options(is_counted=caller.is_counted),
+            options=call.engine_options(
+                is_counted=caller.is_counted, max_schema_bytes=settings.max_schema_bytes
+            ),
+            is_continued=call.continue_final_message,
             caller=caller,
         )
 
@@ -96,30 +93,19 @@ async def _complete(gateway: Gateway, question: Question, scope: Scope, send: Se
         grounding = read_answer(message["content"] or "", prompt.media)
         gateway.note(grounding)
         message["grounding"] = grounding.model_dump(mode="json")
-    await Response(orjson.dumps(answer), media_type="application/json")(scope, _nothing, send)
+    await send_json(answer, scope, send)
 
 
 async def _stream(
     gateway: Gateway, question: Question, scope: Scope, send: Send, *, hides_usage: bool
 ) -> None:
-    """Errors before the first byte are raised, later ones end the stream with an error event."""
     request_id = scope["state"]["request_id"]
-    has_begun = False
-    try:
-        async with gateway.open(question, request_id=request_id, whole=False) as (asked, reply):
-            tell_checkpoint(scope, gateway.id_of(reply))
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-            has_begun = True
-            relay = _relay(gateway, asked.prompt, reply, request_id, hides_usage=hides_usage)
-            try:
-                await _pass_on(reply, relay, send)
-            finally:
-                asked.note_tokens(completion=relay.n_tokens)
-    except MolmoError as error:
-        if not has_begun:
-            raise
-        await send({"type": "http.response.body", "body": error_events(error), "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+
+    def relay_for(asked: Asked, reply: EngineReply) -> StreamRelay:
+        return _relay(gateway, asked.prompt, reply, request_id, hides_usage=hides_usage)
+
+    opened = gateway.open(question, request_id=request_id, whole=False)
+    await send_stream(gateway, opened, relay_for, scope, send)
 
 
 def _relay(
@@ -134,17 +120,5 @@ def _relay(
         model=gateway.settings.served_name,
         fingerprint=gateway.id_of(reply),
         hides_usage=hides_usage,
+        visual_usage=prompt.visual_usage(),
     )
-
-
-async def _pass_on(reply: EngineReply, relay: StreamRelay, send: Send) -> None:
-    async for chunk in reply.chunks():
-        if passed := relay.feed(chunk):
-            await send({"type": "http.response.body", "body": passed, "more_body": True})
-        if relay.has_ended:
-            break
-    relay.check_end()
-
-
-async def _nothing() -> Any:
-    raise RuntimeError("a finished answer reads nothing")
