@@ -199,10 +199,21 @@ def _track(track: core.Track, media: Sequence[Media], video: VideoInfo | None) -
     )
 
 
+class PromptTokensDetails(_Answer):
+    """Of the prompt's tokens; null where it does not apply."""
+
+    cached_tokens: int | None = None
+    """Not computed again."""
+    image_tokens: int | None = None
+    """Stand for what is seen."""
+    video_tokens: int | None = None
+
+
 class Usage(_Answer):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
 
 
 class VerbAnswer(_Answer):

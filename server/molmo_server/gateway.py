@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from molmo_core import api
-from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, NotFound
+from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, ModelNotFound
 from molmo_core.prompts import Turn
 from molmo_server.admission import Admission
 from molmo_server.answers.grammar import AnswerForm, answer_grammar
@@ -183,7 +183,7 @@ class Gateway:
     def _check_answering(self, name: str | None, answering: str) -> None:
         """Whoever names a checkpoint gets no other, also when it changes while they wait."""
         if name not in (None, self.settings.served_name, answering):
-            raise NotFound(
+            raise ModelNotFound(
                 f"{str(name)[:100]!r} is served no more, {answering} is: ask for that, or for "
                 f"{self.settings.served_name}",
                 param="model",
@@ -194,7 +194,7 @@ class Gateway:
         if (trial := self.engines.trial) is not None and trial.is_open:
             known.append(trial.engine.checkpoint_id)
         if name is not None and name not in known:
-            raise NotFound(
+            raise ModelNotFound(
                 f"there is no model {name[:100]!r}; served is {' alias '.join(known)}",
                 param="model",
             )

@@ -104,7 +104,7 @@ def test_unknown_field_of_a_verb(gateway: RunningGateway) -> None:
     response = gateway.http.post("/v1/point", json={"image_ur": PNG, "object": "x"})
 
     error = assert_refused(gateway, response, "did you mean image_url")
-    assert (error["code"], error["param"]) == ("unknown_field", "image_ur")
+    assert (error["code"], error["param"]) == ("unknown_parameter", "image_ur")
 
 
 @pytest.mark.parametrize("fields", [{}, {"image_url": PNG, "images": [PNG]}])

@@ -257,4 +257,4 @@ def test_an_answer_is_decoded_under_its_verbs_grammar_when_that_is_asked_for(
 def test_only_answers_that_point_have_a_grammar(gateway: RunningGateway) -> None:
     response = gateway.http.post("/v1/caption", json={"images": [PNG], "constrained": True})
     assert response.status_code == 400
-    assert response.json()["error"]["code"] == "unknown_field"
+    assert response.json()["error"]["code"] == "unknown_parameter"

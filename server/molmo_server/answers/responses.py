@@ -1,7 +1,8 @@
 """OpenAI's response object and its stream, made of the engine's chat completion.
 
-Points and tracks are annotations of the text, of the types `point` and `track`, which OpenAI does
-not have; `grounding` stands beside the text, and once more beside `output`.
+`grounding` stands beside the text, and once more beside `output`. A stream tells each point and
+track in an event of its own, as an annotation of the type `point` or `track`; the text's list of
+annotations stays empty, because OpenAI's clients know their types and complain of others.
 
 Knows: the objects and events of OpenAI's responses. Does not know: requests (what is echoed of one
 comes as a dictionary), HTTP.
@@ -104,7 +105,7 @@ def _text_part(
     return {
         "type": "output_text",
         "text": text,
-        "annotations": list(_annotations(grounding)),
+        "annotations": [],
         "logprobs": logprobs,
         "grounding": grounding.model_dump(mode="json"),
     }
@@ -209,8 +210,9 @@ class ResponseStream:
     def _closing(self) -> Iterator[bytes]:
         if self._usage is not None:
             tell_visual_tokens(self._usage, self._visual_usage)
-        part = _text_part("".join(self._texts), self._reader.close(), self._logprobs)
-        for index, annotation in enumerate(part["annotations"]):
+        grounding = self._reader.close()
+        part = _text_part("".join(self._texts), grounding, self._logprobs)
+        for index, annotation in enumerate(_annotations(grounding)):
             yield self._of_the_text(
                 "response.output_text.annotation.added",
                 annotation_index=index,

@@ -96,6 +96,8 @@ class _Checked:
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self._root = schema
+        self._in_order: set[int] = set()
+        """Schemas that lead into no circle; each is followed once."""
 
     def check(self) -> None:
         for schema in self._all(self._root, 0):
@@ -121,12 +123,15 @@ class _Checked:
         """A schema that leads to itself without a value between has no answer."""
         if id(schema) in passed:
             raise ValueError("its references go in a circle; put an object or an array between")
+        if id(schema) in self._in_order:
+            return
         passed = (*passed, id(schema))
         if "$ref" in schema:
             self._check_circle(self._target(schema["$ref"]), passed)
         for keyword in ("anyOf", "oneOf"):
             for member in schema.get(keyword, ()):
                 self._check_circle(member, passed)
+        self._in_order.add(id(schema))
 
     def _target(self, reference: str) -> dict[str, Any]:
         found: Any = self._root

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from molmo_core import api
-from molmo_core.errors import NotFound
+from molmo_core.errors import ModelNotFound
 from molmo_server.gateway import Gateway
 
 
@@ -35,7 +35,7 @@ def ops_router(gateway: Gateway) -> APIRouter:
     async def model(model: str) -> api.ModelCard:
         served = card()
         if model not in (served.id, served.checkpoint):
-            raise NotFound(
+            raise ModelNotFound(
                 f"there is no model {model[:100]!r}; served is {served.id}", param="model"
             )
         return served

@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: OpenAI's newer form of a chat, with the grounding as annotations.
+"""`POST /v1/responses`: OpenAI's newer form of a chat, with the grounding beside the text.
 
 Asked and answered as a chat completion; nothing is kept.
 
