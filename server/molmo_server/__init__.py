@@ -5,7 +5,7 @@ app           create_app(settings, engines): all wiring on one screen
 settings      every setting, and the only reader of the environment
 routes        HTTP: chat, the verbs, models and health
 gateway       the steps from a question to the engine's answer
-openai_api, prompt     what was sent, checked
+openai_api, prompt, text_question     what was sent, checked
 media         pictures and videos, from wherever: uploads, remote files, checks
 answers       what the model wrote, read: whole answers, streams, verbs
 admission, errors, telemetry   turns and deadlines, error envelopes, logs and metrics

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from molmo_core import api
-from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, ModelNotFound
+from molmo_core.errors import EngineFailed, EngineUnavailable, ModelNotFound, MolmoError
 from molmo_core.prompts import Turn
 from molmo_server.admission import Admission
 from molmo_server.answers.grammar import AnswerForm, answer_grammar

@@ -217,9 +217,9 @@ def test_keys(folder: Path, tmp_path: Path) -> None:
     key = store.create("acme", n_concurrent=1)
     with running_gateway(folder, tmp_path, keys=tmp_path / "keys.db") as gateway:
         url = f"{gateway.url}/v1"
-        with openai.OpenAI(base_url=url, api_key="molmo-no") as client:
-            with pytest.raises(openai.AuthenticationError) as caught:
-                client.models.list()
+        stranger = openai.OpenAI(base_url=url, api_key="molmo-no")
+        with stranger, pytest.raises(openai.AuthenticationError) as caught:
+            stranger.models.list()
         assert (caught.value.code, caught.value.type) == (
             "invalid_api_key",
             "invalid_request_error",

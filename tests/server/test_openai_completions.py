@@ -101,10 +101,12 @@ def test_keys_are_counted_and_told_no_usage(folder: Path, tmp_path: Path) -> Non
     store = KeyStore(tmp_path / "keys.db")
     key = store.create("acme")
     engine = FakeWithCompletions(script={"one": " 1 2 3"})
-    with running_gateway(folder, tmp_path, engine, keys=tmp_path / "keys.db") as gateway:
-        with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=key) as client:
-            silent = list(client.completions.create(model="molmo2", prompt="one", stream=True))
-            client.completions.create(model="molmo2", prompt=["one", "one two"])
+    with (
+        running_gateway(folder, tmp_path, engine, keys=tmp_path / "keys.db") as gateway,
+        openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=key) as client,
+    ):
+        silent = list(client.completions.create(model="molmo2", prompt="one", stream=True))
+        client.completions.create(model="molmo2", prompt=["one", "one two"])
     assert all(chunk.choices for chunk in silent)
     [row] = store.usage(n_days=1, now_s=time.time())
     # BOS and a token a byte; three words an answer

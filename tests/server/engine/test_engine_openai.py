@@ -1,4 +1,4 @@
-"""The gateway's OpenAI surface over the real engine: log-probabilities of prompts, JSON, responses."""
+"""OpenAI's surface over the real engine: log-probabilities of prompts, JSON, responses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tests.server.engine.conftest import SHORT
 from tests.support.conversations import Conversation, few_conversations
 from tests.support.gateway import serve_in_thread, until
 from tests.support.parity import TOLERANCE
+from tests.support.reference import BOS
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -69,8 +70,7 @@ def test_log_probabilities_of_a_text(client, references):
     streamed = client.completions.create(**asked, max_tokens=0, echo=True, logprobs=0, stream=True)
 
     reference = references["qwen3"]
-    ids = reference.tokenizer.encode(TEXT, add_special_tokens=False)
-    ids = [reference.tokenizer.eos_token_id, *ids]  # BOS, as training
+    ids = reference.tokenizer.encode(BOS + TEXT, add_special_tokens=False).ids
     assert told.model_extra["prompt_token_ids"] == ids
     expected = expected_values(reference, ids)
     values = [next(iter(v.values()))["logprob"] for v in told.model_extra["prompt_logprobs"][1:]]
@@ -84,12 +84,11 @@ def test_log_probabilities_of_a_text(client, references):
 
 @torch.no_grad()
 def test_ids_and_their_text_are_the_same(client, references):
-    tokenizer = references["qwen3"].tokenizer
-    ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    bos, *ids = references["qwen3"].tokenizer.encode(BOS + TEXT, add_special_tokens=False).ids
     asked = {"model": "molmo2", "max_tokens": 8, "temperature": 0}
     texts = [
         client.completions.create(**asked, prompt=prompt).choices[0].text
-        for prompt in (TEXT, ids, [tokenizer.eos_token_id, *ids])
+        for prompt in (TEXT, ids, [bos, *ids])
     ]
     several = client.completions.create(**asked, prompt=[TEXT, TEXT], n=2).choices
     assert {*texts} == {choice.text for choice in several} == {texts[0]}
@@ -111,7 +110,7 @@ def test_the_loss_of_an_answer_to_a_picture(client, references):
 
     ids, rows = references["qwen3"].continued(conversation, [])
     assert answer.model_extra["prompt_token_ids"] == ids
-    n_gold = len(references["qwen3"].tokenizer.encode(gold.text, add_special_tokens=False))
+    n_gold = len(references["qwen3"].tokenizer.encode(gold.text, add_special_tokens=False).ids)
     values = [
         next(iter(v.values()))["logprob"] for v in answer.model_extra["prompt_logprobs"][-n_gold:]
     ]
