@@ -6,6 +6,7 @@ Knows: names, types and ranges on the wire. Does not know: answers (`api`), HTTP
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -31,14 +32,16 @@ class StrictRequest(BaseModel):
     @classmethod
     def _has_only_known_fields(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for name in data.keys() - _names_of(cls):
-                raise _unknown_field(cls, str(name)[:60])
+            known = _names_of(cls)
+            if (unknown := next((name for name in data if name not in known), None)) is not None:
+                raise _unknown_field(cls, str(unknown)[:60])
         return data
 
 
-def _names_of(model: type[BaseModel]) -> set[str]:
+@cache
+def _names_of(model: type[BaseModel]) -> frozenset[str]:
     """Of fields, as they are sent."""
-    return {field.alias or name for name, field in model.model_fields.items()}
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
 def _unknown_field(model: type[BaseModel], name: str) -> PydanticCustomError:

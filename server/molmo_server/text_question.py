@@ -103,6 +103,8 @@ def _count(text: Text, checkpoint: Checkpoint) -> int:
         if at_least >= checkpoint.max_model_len:
             raise too_long(f"at least {at_least:,}", checkpoint, param=_PARAM)
         return 1 + checkpoint.count_tokens(text)
+    if len(text) >= checkpoint.max_model_len:
+        raise too_long(f"at least {len(text):,}", checkpoint, param=_PARAM)
     has_bos = text[0] == checkpoint.bos_id
     for token_id in text[has_bos:]:
         _check_id(token_id, checkpoint)

@@ -126,6 +126,8 @@ BAD: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "many": ({"prompt": ["a"] * 17}, "got 17 texts in prompt, allowed are 16", "prompt"),
     "unknown id": ({"prompt": [10_000]}, "which the tokenizer lacks", "prompt"),
     "huge id": ({"prompt": [2**70]}, "send a text", "prompt"),
+    "very many ids": ({"prompt": [[5] * 600_000] * 2}, "1,200,000 token ids", "prompt"),
+    "many ids": ({"prompt": [5] * 4096}, "at least 4,096 tokens", "prompt"),
     "echo": ({"prompt": "a", "max_tokens": 0}, "goes with echo", None),
     "suffix": ({"prompt": "a", "suffix": "b"}, "fills no gaps", "suffix"),
     "best_of": ({"prompt": "a", "best_of": 2}, "not ranked", "best_of"),

@@ -110,7 +110,8 @@ def test_the_documents_describe_every_route(gateway: RunningGateway) -> None:
     operating = {"models", "model", "health", "ready", "metrics"}
     admin = {"checkpoints", "activate", "rollback", "usage"}
     media = {"upload", "media", "delete_media"}
-    assert operations == verbs | operating | admin | media | {"chat"}
+    openai = {"chat", "completions", "responses"}
+    assert operations == verbs | operating | admin | media | openai
     for name in references(document):
         assert name.removeprefix("#/components/schemas/") in schemas
     assert set(schemas["PointRequest"]["required"]) == {"object"}

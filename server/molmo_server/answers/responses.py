@@ -28,7 +28,7 @@ _NOTHING_KEPT = {"store": False, "background": False, "previous_response_id": No
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
+class Outline:
     """What of a response is known before the model has said anything."""
 
     request_id: str
@@ -90,13 +90,13 @@ class Frame:
 
 
 def whole_response(
-    frame: Frame, answer: dict[str, Any], grounding: api.Grounding
+    outline: Outline, answer: dict[str, Any], grounding: api.Grounding
 ) -> dict[str, Any]:
     """The engine's chat completion as a response."""
     choice = answer["choices"][0]
     told = (choice.get("logprobs") or {}).get("content") or []
     part = _text_part(choice["message"]["content"] or "", grounding, _logprobs(told))
-    return frame.ended(part, choice["finish_reason"], answer.get("usage"))
+    return outline.ended(part, choice["finish_reason"], answer.get("usage"))
 
 
 def _text_part(
@@ -146,9 +146,9 @@ class ResponseStream:
     """Feed the bytes of the engine's chat stream, get those of a response, until `has_ended`."""
 
     def __init__(
-        self, frame: Frame, new_reader: Callable[[], AnswerReader], visual_usage: dict[str, int]
+        self, outline: Outline, new_reader: Callable[[], AnswerReader], visual_usage: dict[str, int]
     ) -> None:
-        self._frame = frame
+        self._outline = outline
         self._reader = new_reader()
         self._visual_usage = visual_usage
         self._events = EngineEvents()
@@ -186,14 +186,14 @@ class ResponseStream:
     def failure(self, error: MolmoError) -> bytes:
         """How a stream that has begun ends when it cannot go on."""
         told = {"code": "server_error", "message": error.message}
-        response = self._frame.response("failed", error=told)
+        response = self._outline.response("failed", error=told)
         return self._event("response.failed", response=response)
 
     def _opening(self) -> Iterator[bytes]:
-        frame = self._frame
+        outline = self._outline
         for what in ("created", "in_progress"):
-            yield self._event(f"response.{what}", response=frame.response("in_progress"))
-        item = frame.item("in_progress", [])
+            yield self._event(f"response.{what}", response=outline.response("in_progress"))
+        item = outline.item("in_progress", [])
         yield self._event("response.output_item.added", output_index=0, item=item)
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         yield self._of_the_text("response.content_part.added", part=part)
@@ -222,13 +222,13 @@ class ResponseStream:
             "response.output_text.done", text=part["text"], logprobs=self._logprobs
         )
         yield self._of_the_text("response.content_part.done", part=part)
-        response = self._frame.ended(part, self._finish_reason, self._usage)
+        response = self._outline.ended(part, self._finish_reason, self._usage)
         item = response["output"][0]
         yield self._event("response.output_item.done", output_index=0, item=item)
         yield self._event(f"response.{response['status']}", response=response)
 
     def _of_the_text(self, kind: str, **fields: Any) -> bytes:
-        place = {"item_id": self._frame.item_id, "output_index": 0, "content_index": 0}
+        place = {"item_id": self._outline.item_id, "output_index": 0, "content_index": 0}
         return self._event(kind, **place, **fields)
 
     def _event(self, kind: str, **fields: Any) -> bytes:

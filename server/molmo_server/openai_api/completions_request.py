@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from molmo_core.api_requests import Seed
 from molmo_server.openai_api.fields import (
+    MOST,
     SAMPLING,
     Count,
     MinP,
@@ -33,16 +34,20 @@ from molmo_server.text_question import Text
 _PASSED_ON = {*SAMPLING, "logprobs", "prompt_logprobs", "return_token_ids", "echo"}
 _DEFAULT_TOKENS = 16
 """OpenAI's, for this endpoint."""
+_EXPECTED = "send a text, or a list of texts, none empty; token ids may stand for any"
 
 
 def _as_texts(prompt: Any) -> list[Any]:
     """One or several texts, each written or as ids, none empty."""
-    is_one = isinstance(prompt, str) or (
-        isinstance(prompt, list) and bool(prompt) and all(_is_id(p) for p in prompt)
-    )
-    texts = [prompt] if is_one else prompt
-    if not isinstance(texts, list) or not texts or not all(map(_is_text, texts)):
-        raise ValueError("send a text, or a list of texts, none empty; token ids may stand for any")
+    is_ids = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int)
+    texts = [prompt] if is_ids or isinstance(prompt, str) else prompt
+    if not isinstance(texts, list) or not texts:
+        raise ValueError(_EXPECTED)
+    n_ids = sum(len(text) for text in texts if isinstance(text, list))
+    if n_ids > MOST:  # before each is looked at
+        raise ValueError(f"got {n_ids:,} token ids; send fewer")
+    if not all(map(_is_text, texts)):
+        raise ValueError(_EXPECTED)
     return texts
 
 

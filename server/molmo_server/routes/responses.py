@@ -16,7 +16,7 @@ from starlette.types import Scope, Send
 from molmo_core import api
 from molmo_server.admission import WhileConnected
 from molmo_server.answers.reading import AnswerReader, read_answer
-from molmo_server.answers.responses import Frame, ResponseStream, whole_response
+from molmo_server.answers.responses import Outline, ResponseStream, whole_response
 from molmo_server.engine_pool import EngineReply
 from molmo_server.gateway import Asked, Gateway, Question
 from molmo_server.openai_api.messages import media_urls_of, system_text, turns_of
@@ -83,11 +83,13 @@ def _question(gateway: Gateway, call: ResponsesRequest, request: Request) -> Que
     )
 
 
-def _frame(gateway: Gateway, call: ResponsesRequest, request_id: str, checkpoint_id: str) -> Frame:
+def _outline(
+    gateway: Gateway, call: ResponsesRequest, request_id: str, checkpoint_id: str
+) -> Outline:
     told = call.model_dump(include=_ECHOED)
     defaults = {"metadata": {}, "temperature": 1.0, "top_p": 1.0}
     form: dict[str, Any] = call.form.model_dump(by_alias=True, exclude_none=True)
-    return Frame(
+    return Outline(
         request_id=request_id,
         model=gateway.settings.served_name,
         checkpoint_id=checkpoint_id,
@@ -108,8 +110,8 @@ async def _complete(
         answer["choices"][0]["message"]["content"] or "", completion.prompt.media
     )
     gateway.note(grounding)
-    frame = _frame(gateway, call, request_id, tell_checkpoint(scope, completion.checkpoint_id))
-    await send_json(whole_response(frame, answer, grounding), scope, send)
+    outline = _outline(gateway, call, request_id, tell_checkpoint(scope, completion.checkpoint_id))
+    await send_json(whole_response(outline, answer, grounding), scope, send)
 
 
 async def _stream(
@@ -119,8 +121,8 @@ async def _stream(
 
     def relay_for(asked: Asked, reply: EngineReply) -> ResponseStream:
         media, visual_usage = asked.prompt.media, asked.prompt.visual_usage()
-        frame = _frame(gateway, call, request_id, gateway.id_of(reply))
-        return ResponseStream(frame, lambda: AnswerReader(media, gateway.note), visual_usage)
+        outline = _outline(gateway, call, request_id, gateway.id_of(reply))
+        return ResponseStream(outline, lambda: AnswerReader(media, gateway.note), visual_usage)
 
     opened = gateway.open(question, request_id=request_id, whole=False)
     await send_stream(gateway, opened, relay_for, scope, send)
