@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 DataUrl = Annotated[
@@ -61,16 +61,52 @@ class GenerationOptions(StrictRequest):
     model: str | None = None
     """Served model name or checkpoint id; None: whatever is served."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, strict=False, allow_inf_nan=False)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
     seed: Seed | None = None
+
+
+_ONE_KIND: list[JsonValue] = [
+    {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+    for name in ("image_url", "images", "video_url")
+]
+
+
+Share = Annotated[float, Field(ge=0, le=1, strict=False, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=120, strict=False, allow_inf_nan=False)]
+"""A second."""
+ObjectName = Annotated[
+    str, Field(min_length=1, description="what is meant: `the red circle`, `stars`")
+]
+
+
+class Region(StrictRequest):
+    """A rectangle of the picture as it is displayed, from 0 to 1, origin top left."""
+
+    x0: Share
+    y0: Share
+    x1: Share
+    y1: Share
+
+    @model_validator(mode="after")
+    def _has_an_inside(self) -> Self:
+        if self.x0 >= self.x1 or self.y0 >= self.y1:
+            raise ValueError(
+                f"got x from {self.x0:g} to {self.x1:g} and y from {self.y0:g} to {self.y1:g}; "
+                "x0 must be left of x1, and y0 above y1"
+            )
+        return self
 
 
 class MediaFields(GenerationOptions):
     """Exactly one of the three; `images` holds one or several."""
 
+    model_config = ConfigDict(json_schema_extra={"oneOf": _ONE_KIND})
+
     image_url: DataUrl | None = None
     images: Annotated[list[DataUrl], Field(min_length=1)] | None = None
     video_url: DataUrl | None = None
+    region: Region | None = None
+    """Only this part of the one picture is looked at; places come back in the whole picture."""
 
     @model_validator(mode="after")
     def _has_one_kind(self) -> Self:
@@ -78,6 +114,9 @@ class MediaFields(GenerationOptions):
         if len(given) != 1:
             got = " and ".join(given) or "none of them"
             raise ValueError(f"got {got}; send exactly one of image_url, images and video_url")
+        if self.region is not None and len(self.image_urls) != 1:
+            got = "a video" if self.video_url is not None else f"{len(self.image_urls)} pictures"
+            raise ValueError(f"got a region and {got}; a region is of one picture")
         return self
 
     @property
@@ -85,22 +124,64 @@ class MediaFields(GenerationOptions):
         return [self.image_url] if self.image_url is not None else list(self.images or [])
 
 
-class Constrainable(StrictRequest):
+class PointingRequest(GenerationOptions):
+    """What point, count and track have in common."""
+
+    object: ObjectName | None = None
+    """What is meant: `the red circle`."""
+    objects: Annotated[list[ObjectName], Field(min_length=1)] | None = None
+    """Several instead of one; each is asked about the same media."""
     constrained: bool | None = None
     """Whether the answer is decoded under the verb's grammar; None: as the server is set."""
+    confidence: bool | None = None
+    """Whether each place comes with its confidence; None: as the server is set."""
+    max_points: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """So many points are kept, of each object that was asked for; of tracks so many tracks."""
+    stream: bool = False
+    """Each place as soon as it is written, and then the whole answer, as events."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if (self.object is None) == (self.objects is None):
+            got = "neither" if self.object is None else "both of them"
+            raise ValueError(f"got {got}; send exactly one of object and objects")
+        return self
+
+    @property
+    def labels(self) -> list[str]:
+        return [self.object] if self.object is not None else list(self.objects or [])
 
 
-class PointRequest(MediaFields, Constrainable):
-    object: Annotated[str, Field(min_length=1, description="what to point at: `the red circle`")]
+class PointRequest(MediaFields, PointingRequest):
+    pass
 
 
-class CountRequest(MediaFields, Constrainable):
-    object: Annotated[str, Field(min_length=1, description="what to count: `stars`")]
+class CountRequest(MediaFields, PointingRequest):
+    pass
 
 
-class TrackRequest(GenerationOptions, Constrainable):
+class GivenPoint(StrictRequest):
+    """A place of one object at one moment, seconds; `x`, `y` from 0 to 1."""
+
+    t: Annotated[float, Field(ge=0, strict=False, allow_inf_nan=False)]
+    x: Share
+    y: Share
+
+
+class TrackRequest(PointingRequest):
     video_url: DataUrl
-    object: Annotated[str, Field(min_length=1, description="what to follow: `the blue square`")]
+    points: Annotated[list[GivenPoint], Field(min_length=1)] | None = None
+    """Objects to go on following, one a point, from behind its moment on; of one `object`."""
+    frame_rate: Rate | None = None
+    """So many moments a second in the answer, of those that the model sees."""
+    interpolate: Rate | bool = False
+    """Places between two observations: so many a second, or with true in every frame."""
+
+    @model_validator(mode="after")
+    def _continues_one_object(self) -> Self:
+        if self.points is not None and self.objects is not None:
+            raise ValueError("got points and objects; points go with one object")
+        return self
 
     @property
     def image_urls(self) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from molmo_core.errors import ControlTokenInText, InvalidRequest, PromptTooLong
@@ -30,13 +31,32 @@ _LONG_TEXT_CHARS = 20_000
 class Prompt:
     turns: tuple[Turn, ...]
     """The system text is already folded into the first."""
+    text: str
+    """With placeholders for the media."""
     media: CheckedMedia
-    n_tokens: int
+    checkpoint: Checkpoint
     n_visual_tokens: int
-    """Those of them that stand for what is seen."""
+    """Those of `n_tokens` that stand for what is seen."""
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Counted when asked for: a millisecond for 4000 characters."""
+        return _count(self.text, self.media, self.checkpoint)
+
+    @cached_property
+    def _most_tokens(self) -> int:
+        """At least `n_tokens`: every token stands for a byte or more."""
+        # Composing characters (NFC) may at worst make three bytes of one.
+        n_bytes = len(self.text) if self.text.isascii() else 3 * len(self.text.encode())
+        return 1 + n_bytes + _count_media(self.media, self.checkpoint)
+
+    def fits_with(self, n_answer_tokens: int) -> bool:
+        """Whether the model has room for prompt and answer; seldom has to count."""
+        room = self.checkpoint.max_model_len - n_answer_tokens
+        return self._most_tokens <= room or self.n_tokens <= room
 
     def visual_usage(self) -> dict[str, int]:
-        """The same by kind, as an answer's `usage.prompt_tokens_details` has them."""
+        """Visual tokens by kind, as an answer's `usage.prompt_tokens_details` has them."""
         name = "image_tokens" if self.media.video is None else "video_tokens"
         return {name: self.n_visual_tokens} if self.n_visual_tokens else {}
 
@@ -81,7 +101,7 @@ def check_turns(
 
 
 async def measure(turns: tuple[Turn, ...], media: CheckedMedia, checkpoint: Checkpoint) -> Prompt:
-    """Sample the video's frames and count the prompt's tokens, as `checkpoint` has them.
+    """Sample the video's frames and see that the prompt fits, as `checkpoint` has it.
 
     Raises PromptTooLong when no room is left for an answer.
     """
@@ -90,27 +110,38 @@ async def measure(turns: tuple[Turn, ...], media: CheckedMedia, checkpoint: Chec
     at_least = -(-len(text) // checkpoint.longest_token_chars)
     if at_least >= checkpoint.max_model_len:
         raise too_long(f"at least {at_least:,}", checkpoint)
+    prompt = Prompt(
+        turns=turns,
+        text=text,
+        media=media,
+        checkpoint=checkpoint,
+        n_visual_tokens=_count_visual(media, checkpoint),
+    )
     if len(text) > _LONG_TEXT_CHARS:
-        n_tokens = await asyncio.to_thread(_count, text, media, checkpoint)
-    else:
-        n_tokens = _count(text, media, checkpoint)
-    if n_tokens >= checkpoint.max_model_len:
-        raise too_long(f"{n_tokens:,}", checkpoint)
-    n_visual_tokens = _count_visual(media, checkpoint)
-    return Prompt(turns=turns, media=media, n_tokens=n_tokens, n_visual_tokens=n_visual_tokens)
+        await asyncio.to_thread(lambda: prompt.n_tokens)
+    if not prompt.fits_with(1):
+        raise too_long(f"{prompt.n_tokens:,}", checkpoint)
+    return prompt
 
 
 def _count(text: str, media: CheckedMedia, checkpoint: Checkpoint) -> int:
     """BOS, the text, and for each placeholder what it unfolds to."""
-    n_tokens = 1 + checkpoint.count_tokens(text)
-    for image in media.images:
-        n_tokens += count_image_tokens(image.size_hw, checkpoint.image)
-    n_tokens -= len(media.images) * checkpoint.count_tokens(IMAGE)
+    n_tokens = 1 + checkpoint.count_tokens(text) + _count_media(media, checkpoint)
+    if media.images:
+        n_tokens -= len(media.images) * checkpoint.count_tokens(IMAGE)
+    if media.video is not None:
+        n_tokens -= checkpoint.count_tokens(VIDEO)
+    return n_tokens
+
+
+def _count_media(media: CheckedMedia, checkpoint: Checkpoint) -> int:
+    """What the placeholders unfold to."""
+    n_tokens = sum(count_image_tokens(one.size_hw, checkpoint.image) for one in media.images)
     if media.video is not None:
         times = media.video.frame_times_s
         n_tokens += len(times) * len(frame_tokens(checkpoint.video))
         stamps = [timestamp_text(t, is_first=k == 0) for k, t in enumerate(times)]
-        n_tokens += sum(map(checkpoint.count_tokens, stamps)) - checkpoint.count_tokens(VIDEO)
+        n_tokens += sum(map(checkpoint.count_tokens, stamps))
     return n_tokens
 
 
@@ -131,27 +162,27 @@ def check_values(n_tokens: int, *, limit: int) -> None:
         )
 
 
-def answer_budget(
-    n_prompt: int, checkpoint: Checkpoint, *, asked: int | None, default: int, limit: int
-) -> int:
-    """Tokens the answer to a prompt of `n_prompt` tokens may have.
+def answer_budget(prompt: Prompt, *, asked: int | None, default: int, limit: int) -> int:
+    """Tokens the answer may have.
 
     Raises InvalidRequest above `limit`, PromptTooLong when prompt and answer do not fit together.
     """
-    room = checkpoint.max_model_len - n_prompt
-    if asked is None:
-        return min(default, limit, room)
-    if asked > limit:
+    if asked is not None and asked > limit:
         raise InvalidRequest(
             f"got max_tokens {asked:,}, allowed are {limit:,}; ask for fewer", param="max_tokens"
         )
-    if asked > room:
+    wanted = min(default, limit) if asked is None else asked
+    if prompt.fits_with(wanted):
+        return wanted
+    most = prompt.checkpoint.max_model_len
+    room = most - prompt.n_tokens
+    if asked is not None:
         raise PromptTooLong(
-            f"the prompt has {n_prompt:,} tokens and max_tokens is {asked:,}; together "
-            f"{checkpoint.max_model_len:,} are allowed: ask for at most {room:,}",
+            f"the prompt has {prompt.n_tokens:,} tokens and max_tokens is {asked:,}; together "
+            f"{most:,} are allowed: ask for at most {room:,}",
             param="max_tokens",
         )
-    return asked
+    return room
 
 
 def too_long(got: str, checkpoint: Checkpoint, *, param: str = "messages") -> PromptTooLong:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import shutil
 import signal
 import socket
@@ -24,10 +25,12 @@ from pathlib import Path
 
 import uvicorn
 import uvloop
+from fastapi import FastAPI
 from pydantic import ValidationError
 
-from molmo_core.errors import CheckpointError, KeyStoreError
-from molmo_server.app import create_app
+from molmo_core.errors import BatchStoreError, CheckpointError, KeyStoreError
+from molmo_server.app import ModelParts, create_app
+from molmo_server.batches.folder import BatchFolder
 from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.engines import OwnEngines, build_pool
@@ -36,6 +39,7 @@ from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import configure_logging
 from molmo_server.tenancy.store import KeyStore
 from molmo_server.terminal import note, tell
+from molmo_server.web.server import server_config
 
 EXIT_OK, EXIT_NO_ENGINE, EXIT_BAD_SETTINGS, EXIT_PORT_TAKEN = 0, 1, 2, 3
 
@@ -46,7 +50,8 @@ def serve_command(
     port: int | None = None,
     checkpoint: Path | None = None,
     store: str | None = None,
-    engine_url: str | None = None,
+    n_engines: int | None = None,
+    engine_urls: str | None = None,
     dtype: str | None = None,
     max_model_len: int | None = None,
     n_threads: int | None = None,
@@ -69,8 +74,10 @@ def serve_command(
     store
         Store of published checkpoints, a folder or a URL as s3://bucket/models: the current one is
         served, and every later one.
-    engine_url
-        An engine that runs elsewhere, instead of starting one.
+    n_engines
+        Engines to start on this machine; one unless given, none where engine_urls names some.
+    engine_urls
+        Engines that run elsewhere, with commas between them.
     dtype
         Number format of the engine: auto, bfloat16, float32.
     max_model_len
@@ -91,10 +98,12 @@ def serve_command(
 def run_server(settings: MolmoSettings) -> int:
     """Serve until told to end; returns the exit code."""
     try:
-        checkpoint = first_checkpoint(settings, tell=note)
+        every = [(one, first_checkpoint(one, tell=note)) for one in settings.of_models()]
         if settings.keys is not None:
             KeyStore(settings.keys).close()
-    except (CheckpointError, KeyStoreError, OSError) as error:
+        if settings.batch_dir is not None:
+            BatchFolder(settings.batch_dir).close()
+    except (BatchStoreError, CheckpointError, KeyStoreError, OSError) as error:
         return _complain(EXIT_BAD_SETTINGS, str(error))
     try:
         listener = _listen(settings.host, settings.port)
@@ -110,32 +119,40 @@ def run_server(settings: MolmoSettings) -> int:
     private = Path(tempfile.mkdtemp(prefix="molmo-"))
     configure_logging(settings.log_level)
     try:
-        return uvloop.run(_serve(settings, checkpoint, listener, private))
+        return uvloop.run(_serve(every, listener, private))
     finally:
         listener.close()
         shutil.rmtree(private, ignore_errors=True)
 
 
 async def _serve(
-    settings: MolmoSettings, checkpoint: Checkpoint, listener: socket.socket, private: Path
+    every: list[tuple[MolmoSettings, Checkpoint]], listener: socket.socket, private: Path
 ) -> int:
+    """`every` model's settings and checkpoint, the first one's are the service's."""
+    settings = every[0][0]
     log_dir = settings.run_dir or private
     log_dir.mkdir(parents=True, exist_ok=True)
     address = _address(settings.host, listener)
-    own = OwnEngines(settings=settings, socket_dir=private, log_dir=log_dir)
-    engines = build_pool(settings, checkpoint, own)
-    app = create_app(settings, engines, checkpoint, own=own, address=address)
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,  # the Edge writes one line a request
-            server_header=False,
-            timeout_graceful_shutdown=max(1, int(settings.drain_s)),
-        )
+    parts = []
+    for one, checkpoint in every:
+        prefix = "engine" if one is settings else f"{one.served_name}-engine"
+        own = OwnEngines(settings=one, socket_dir=private, log_dir=log_dir, prefix=prefix)
+        engines = build_pool(one, checkpoint, own)
+        parts.append(ModelParts(settings=one, engines=engines, checkpoint=checkpoint, own=own))
+    first, *others = parts
+    app = create_app(
+        settings,
+        first.engines,
+        first.checkpoint,
+        own=first.own,
+        others=others,
+        address=address,
     )
+    server = _Server(server_config(app, settings), app, leave_notice_s=settings.leave_notice_s)
+    gc.collect()
+    gc.freeze()  # what is there now stays: later collections need not walk through it
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    telling = asyncio.create_task(tell(engines, address, checkpoint.id, log_dir))
+    telling = asyncio.create_task(tell(first.engines, address, every[0][1].id, log_dir))
     await asyncio.wait({serving, telling}, return_when=asyncio.FIRST_COMPLETED)
     has_engine = not telling.done() or telling.result()
     if not has_engine:
@@ -146,23 +163,38 @@ async def _serve(
 
 
 class _Server(uvicorn.Server):
-    """Ends in order at SIGINT and SIGTERM, without uvicorn's raising the signal once more."""
+    """Ends in order at SIGINT and SIGTERM, without uvicorn's raising the signal once more.
+
+    First `/ready` says 503, so that whoever spreads requests sends no more of them here; after
+    `leave_notice_s` no connection is taken any more and what was begun is finished.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, *, leave_notice_s: float) -> None:
+        super().__init__(config)
+        self._app_state = app.state
+        self._leave_notice_s = leave_notice_s
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._end, number)
+            loop.add_signal_handler(number, self._end)
         try:
             yield
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
-    def _end(self, number: int) -> None:
-        if not self.should_exit:
-            note("molmo: ending; requests in flight may finish (again: end at once)")
-        self.force_exit = self.should_exit
+    def _end(self) -> None:
+        if self._app_state.is_leaving:
+            self.force_exit = self.should_exit
+            self.should_exit = True
+            return
+        note("molmo: ending; requests in flight may finish (again: end at once)")
+        self._app_state.is_leaving = True
+        asyncio.get_running_loop().call_later(self._leave_notice_s, self._stop_listening)
+
+    def _stop_listening(self) -> None:
         self.should_exit = True
 
 

@@ -68,6 +68,22 @@ async def test_a_full_queue_takes_a_place_from_the_tenant_with_most() -> None:
     assert (callers.admission.n_running, callers.admission.n_queued) == (0, 0)
 
 
+async def test_of_several_none_fills_the_queue_and_who_asks_seldom_finds_a_place() -> None:
+    callers = Callers(max_queued=8)
+    first = [await callers.queue("flood", "f0"), await callers.queue("second", "s0")]
+    flood = [await callers.queue("flood", f"f{k}") for k in range(1, 20)]
+    assert callers.admission.n_queued == 5  # four of the flood, three places are left
+    second = [await callers.queue("second", f"s{k}") for k in range(1, 20)]
+    third = [await callers.queue("third", f"t{k}") for k in range(20)]
+    assert callers.admission.n_queued == 7
+    refused = [task.done() for task in (*flood, *second, *third)]  # at once
+    assert refused == [*[False] * 4, *[True] * 15, False, *[True] * 18, False, *[True] * 19]
+
+    callers.ends.set()
+    await asyncio.gather(*first, *flood, *second, *third, return_exceptions=True)
+    assert callers.served == ["f0", "s0", "f1", "t0", "s1", "f2", "f3", "f4"]
+
+
 async def test_who_leaves_gives_up_the_place_and_also_the_turn() -> None:
     callers = Callers()
 

@@ -109,8 +109,8 @@ def test_keys_are_counted_and_told_no_usage(folder: Path, tmp_path: Path) -> Non
         client.completions.create(model="molmo2", prompt=["one", "one two"])
     assert all(chunk.choices for chunk in silent)
     [row] = store.usage(n_days=1, now_s=time.time())
-    # BOS and a token a byte; three words an answer
-    assert (row.requests, row.prompt_tokens, row.completion_tokens) == (2, 4 + 4 + 8, 9)
+    # As the engine counts: a word a token, three an answer
+    assert (row.requests, row.prompt_tokens, row.completion_tokens) == (2, 1 + 1 + 2, 9)
     store.close()
 
 

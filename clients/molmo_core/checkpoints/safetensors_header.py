@@ -16,12 +16,17 @@ LONGEST_HEADER = 100_000_000
 def read_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
     """Name → `dtype`, `shape`, `data_offsets`; and where in the file the offsets count from.
 
-    Raises OSError, and ValueError (or AttributeError) for what is no header.
+    Raises OSError, and ValueError for what is no header.
     """
     with path.open("rb") as file:
         n_header = int.from_bytes(file.read(8), "little")
         if n_header > LONGEST_HEADER:
             raise ValueError(f"its header would have {n_header} bytes")
-        header: dict[str, dict[str, Any]] = json.loads(file.read(n_header))
+        try:
+            header: Any = json.loads(file.read(n_header))
+        except RecursionError as error:
+            raise ValueError("its header is nested too deeply") from error
+    if not isinstance(header, dict) or not all(isinstance(one, dict) for one in header.values()):
+        raise ValueError("its header is no table of tensors")
     header.pop("__metadata__", None)
     return header, 8 + n_header

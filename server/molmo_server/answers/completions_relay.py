@@ -5,20 +5,20 @@ Knows: events of OpenAI's completions. Does not know: where bytes come from or g
 
 from __future__ import annotations
 
-from molmo_core.errors import MolmoError
-from molmo_server.answers.engine_events import EngineEvents
-from molmo_server.answers.relay import error_events
+from typing import Any
 
-_LAST = b"data: [DONE]\n\n"
+from molmo_core.errors import MolmoError
+from molmo_server.answers.events import END, LAST, error_events
+from molmo_server.answers.splitting import EventSplitter
 
 
 class CompletionsRelay:
     """Feed the engine's bytes, get the bytes for the caller, until `has_ended`."""
 
     def __init__(self, *, hides_usage: bool) -> None:
-        self._events = EngineEvents()
+        self._events = EventSplitter()
         self._hides_usage = hides_usage
-        self._n_told: int | None = None
+        self._usage: dict[str, Any] | None = None
         self._n_pieces = 0
 
     @property
@@ -28,7 +28,12 @@ class CompletionsRelay:
     @property
     def n_tokens(self) -> int:
         """Of the answers: as the engine told at its end; else the pieces of text."""
-        return self._n_pieces if self._n_told is None else self._n_told
+        return self._n_pieces if self._usage is None else int(self._usage["completion_tokens"])
+
+    @property
+    def n_prompt_tokens(self) -> int | None:
+        """As the engine told, which it does at its end."""
+        return None if self._usage is None else int(self._usage["prompt_tokens"])
 
     def feed(self, chunk: bytes) -> bytes:
         passed: list[bytes] = []
@@ -37,11 +42,11 @@ class CompletionsRelay:
             if choices:
                 self._n_pieces += 1
             elif usage:
-                self._n_told = usage.get("completion_tokens")
+                self._usage = usage
             if choices or not self._hides_usage:
                 passed.append(event)
         if self._events.is_done:
-            passed.append(_LAST)
+            passed.append(LAST + END)
         return b"".join(passed)
 
     def check_end(self) -> None:

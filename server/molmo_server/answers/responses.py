@@ -1,8 +1,9 @@
 """OpenAI's response object and its stream, made of the engine's chat completion.
 
-`grounding` stands beside the text, and once more beside `output`. A stream tells each point and
-track in an event of its own, as an annotation of the type `point` or `track`; the text's list of
-annotations stays empty, because OpenAI's clients know their types and complain of others.
+`grounding` stands beside the text, and once more beside `output`. A stream tells each place in an
+event of its own as soon as it is written, as an annotation of a type that OpenAI does not have; the
+text's list of annotations stays empty, because OpenAI's clients know their types and complain of
+others.
 
 Knows: the objects and events of OpenAI's responses. Does not know: requests (what is echoed of one
 comes as a dictionary), HTTP.
@@ -19,8 +20,8 @@ import orjson
 
 from molmo_core import api
 from molmo_core.errors import MolmoError
-from molmo_server.answers.engine_events import EngineEvents
 from molmo_server.answers.reading import AnswerReader
+from molmo_server.answers.splitting import EventSplitter
 from molmo_server.answers.usage import tell_visual_tokens
 
 _NO_TOOLS = {"tools": [], "tool_choice": "none", "parallel_tool_calls": False}
@@ -111,13 +112,6 @@ def _text_part(
     }
 
 
-def _annotations(grounding: api.Grounding) -> Iterator[dict[str, Any]]:
-    for point in grounding.points:
-        yield {"type": "point", **point.model_dump(mode="json")}
-    for track in grounding.tracks:
-        yield {"type": "track", **track.model_dump(mode="json")}
-
-
 def _logprobs(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """As chat completions have them, which may lack a token's bytes."""
     return [
@@ -151,8 +145,8 @@ class ResponseStream:
         self._outline = outline
         self._reader = new_reader()
         self._visual_usage = visual_usage
-        self._events = EngineEvents()
-        self._n_sent = 0
+        self._events = EventSplitter()
+        self._n_sent = self._n_annotations = 0
         self._texts: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
         self._finish_reason: str | None = None
@@ -168,6 +162,11 @@ class ResponseStream:
         if self._usage is not None:
             return int(self._usage["completion_tokens"])
         return len(self._texts)
+
+    @property
+    def n_prompt_tokens(self) -> int | None:
+        """As the engine told, which it does at its end."""
+        return None if self._usage is None else int(self._usage["prompt_tokens"])
 
     def feed(self, chunk: bytes) -> bytes:
         sent = [] if self._n_sent else [*self._opening()]
@@ -200,24 +199,20 @@ class ResponseStream:
 
     def _pieces(self, choice: dict[str, Any]) -> Iterator[bytes]:
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
-        logprobs = _logprobs((choice.get("logprobs") or {}).get("content") or [])
+        tokens = (choice.get("logprobs") or {}).get("content") or []
+        logprobs = _logprobs(tokens)
         self._logprobs += logprobs
         if text := choice["delta"].get("content"):
             self._texts.append(text)
-            self._reader.feed(text)
             yield self._of_the_text("response.output_text.delta", delta=text, logprobs=logprobs)
+            yield from map(self._annotation, self._reader.feed(text, tokens))
 
     def _closing(self) -> Iterator[bytes]:
         if self._usage is not None:
             tell_visual_tokens(self._usage, self._visual_usage)
         grounding = self._reader.close()
         part = _text_part("".join(self._texts), grounding, self._logprobs)
-        for index, annotation in enumerate(_annotations(grounding)):
-            yield self._of_the_text(
-                "response.output_text.annotation.added",
-                annotation_index=index,
-                annotation=annotation,
-            )
+        yield from map(self._annotation, self._reader.late)
         yield self._of_the_text(
             "response.output_text.done", text=part["text"], logprobs=self._logprobs
         )
@@ -226,6 +221,16 @@ class ResponseStream:
         item = response["output"][0]
         yield self._event("response.output_item.done", output_index=0, item=item)
         yield self._event(f"response.{response['status']}", response=response)
+
+    def _annotation(self, observed: api.Observation) -> bytes:
+        fields = observed.model_dump(mode="json")
+        annotation = {"type": fields.pop("kind"), **fields}
+        self._n_annotations += 1
+        return self._of_the_text(
+            "response.output_text.annotation.added",
+            annotation_index=self._n_annotations - 1,
+            annotation=annotation,
+        )
 
     def _of_the_text(self, kind: str, **fields: Any) -> bytes:
         place = {"item_id": self._outline.item_id, "output_index": 0, "content_index": 0}

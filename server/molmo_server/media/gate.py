@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from molmo_core import api
 from molmo_core.errors import InvalidMedia, TooManyMedia
+from molmo_core.points import Point
 from molmo_core.videos import VideoGeometry, VideoInfo, sample_times
 from molmo_server.media.look import Kind, Look, Looks, check_length
 from molmo_server.media.probe import container_type
@@ -26,7 +27,17 @@ from molmo_server.settings import MolmoSettings
 
 _MAX_SCHEME_CHARS = 20
 """Of a URL that may be a whole video, no more is looked at here."""
+_PLACE_DIGITS = 6
 _SHAPE = "send `data:image/png;base64,…` (JPEG, PNG, WebP, GIF) or `data:video/mp4;base64,…`"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A part of a picture, in pixels of the whole."""
+
+    left_px: int
+    top_px: int
+    whole_hw: tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +46,16 @@ class CheckedImage:
     """Data URL of the bytes that were checked."""
     size_hw: tuple[int, int]
     """As displayed: after EXIF rotation."""
+    sha256: str = ""
+    cut: Cut | None = None
+    """Where it was cut out of; None for a whole picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedVideo:
     url: str
     info: VideoInfo
+    sha256: str = ""
     frame_times_s: tuple[float, ...] = ()
     """Of the frames that the model sees, see `CheckedMedia.sampled`."""
 
@@ -51,6 +66,12 @@ class CheckedMedia:
 
     images: tuple[CheckedImage, ...] = ()
     video: CheckedVideo | None = None
+
+    @property
+    def first_sha256(self) -> str:
+        """Of the first medium, which stays the first as a conversation goes on; "" without one."""
+        first = self.video or next(iter(self.images), None)
+        return first.sha256 if first is not None else ""
 
     def sampled(self, geometry: VideoGeometry) -> CheckedMedia:
         """The same, with the times of the frames that a checkpoint of this geometry looks at."""
@@ -73,10 +94,24 @@ class CheckedMedia:
                     duration=info.duration_s,
                 )
             ]
+        sizes_hw = [image.cut.whole_hw if image.cut else image.size_hw for image in self.images]
         return [
-            api.Media(index=k, type="image", width=image.size_hw[1], height=image.size_hw[0])
-            for k, image in enumerate(self.images)
+            api.Media(index=k, type="image", width=width, height=height)
+            for k, (height, width) in enumerate(sizes_hw)
         ]
+
+    def in_whole(self, point: Point) -> Point:
+        """A place in what the model saw as a place in what the caller sent."""
+        cut = None if self.video else self.images[point.media_index].cut
+        if cut is None:
+            return point
+        height, width = self.images[point.media_index].size_hw
+        whole_height, whole_width = cut.whole_hw
+        return replace(
+            point,
+            x=round((cut.left_px + point.x * width) / whole_width, _PLACE_DIGITS),
+            y=round((cut.top_px + point.y * height) / whole_height, _PLACE_DIGITS),
+        )
 
     def parts(self) -> list[dict[str, object]]:
         """Content parts of a chat message."""
@@ -98,12 +133,16 @@ class MediaGate:
         spool: Spool | None = None,
         remote: RemoteMedia | None = None,
         on_known: Callable[[], object] = lambda: None,
+        on_look: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_known` is called for each file that had its look before. Start the spool first."""
+        """`on_known` is called for each file that had its look before, `on_look` for each other.
+
+        Start the spool first.
+        """
         self.spool = spool or Spool(settings)
         self._settings = settings
         self._remote = remote or RemoteMedia(settings)
-        self._looks = Looks(settings, on_known)
+        self._looks = Looks(settings, on_known, on_look)
         self._turns = asyncio.Semaphore(settings.max_probes)
 
     async def check(self, images: Sequence[str], videos: Sequence[str]) -> CheckedMedia:
@@ -124,11 +163,13 @@ class MediaGate:
         checked = []
         for k, url in enumerate(images):
             data_url, look = await self._check(url, f"image {k + 1}", "image")
-            checked.append(CheckedImage(url=data_url, size_hw=look.size_hw))
+            checked.append(CheckedImage(url=data_url, size_hw=look.size_hw, sha256=look.sha256))
         for url in videos:
             data_url, look = await self._check(url, "the video", "video")
             assert look.video is not None
-            return CheckedMedia(video=CheckedVideo(url=data_url, info=look.video))
+            return CheckedMedia(
+                video=CheckedVideo(url=data_url, info=look.video, sha256=look.sha256)
+            )
         return CheckedMedia(images=tuple(checked))
 
     async def keep(self, data: bytes) -> api.UploadedMedia:

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from molmo_core.api_requests import Seed
+from molmo_core.api_requests import Seed, StrictRequest
+from molmo_core.errors import InvalidRequest
 from molmo_core.prompts import Turn
+from molmo_server.answers.grammar import AnswerForm, AnswerShape
 from molmo_server.openai_api.fields import (
     NO_TOOLS,
     SAMPLING,
@@ -27,6 +29,7 @@ from molmo_server.openai_api.fields import (
     Temperature,
     TopK,
     TopP,
+    check_min_p,
     check_most,
     n_stops,
     not_served,
@@ -40,9 +43,17 @@ from molmo_server.openai_api.messages import (
     system_text,
     turns_of,
 )
-from molmo_server.openai_api.response_format import ChatFormat, held_to
+from molmo_server.openai_api.response_format import ChatFormat, held_to, held_to_json
 
 _PASSED_ON = {*SAMPLING, "logprobs", "top_logprobs", "prompt_logprobs", "return_token_ids"}
+
+
+class GroundingOptions(StrictRequest):
+    """Ours: how the answer points."""
+
+    constrained: AnswerForm
+    """It is decoded under the grammar of this verb's answers."""
+    max_points: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
 
 class ChatRequest(TakenFields, NoTools):
@@ -69,6 +80,7 @@ class ChatRequest(TakenFields, NoTools):
     frequency_penalty: Penalty | None = None
     repetition_penalty: RepetitionPenalty | None = None
     ignore_eos: bool | None = None
+    grounding: GroundingOptions | None = None
     response_format: ChatFormat | None = None
     continue_final_message: bool = False
     """The last message is the beginning of the answer, or all of it where its loss is wanted."""
@@ -96,7 +108,24 @@ class ChatRequest(TakenFields, NoTools):
             )
         if self.stream and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs come with whole answers; leave out stream")
+        if self.grounding is not None and held_to_json(self.response_format):
+            raise ValueError("grounding.constrained and response_format are two grammars; send one")
         return self
+
+    def shape(self) -> AnswerShape | None:
+        """That of the answer; raises InvalidRequest for media that it cannot be about."""
+        if self.grounding is None:
+            return None
+        images, videos = self.media_urls()
+        form = self.grounding.constrained
+        if not videos and (form == "track" or not images):
+            needed = "a video" if form == "track" else "images or a video"
+            raise InvalidRequest(
+                f"got grounding.constrained {form!r} and {len(images)} images; send {needed}, or "
+                "leave it out",
+                param="grounding.constrained",
+            )
+        return AnswerShape(form=form, max_points=self.grounding.max_points)
 
     @property
     def asked_tokens(self) -> int | None:
@@ -117,13 +146,11 @@ class ChatRequest(TakenFields, NoTools):
         """OpenAI's streams tell it only when asked."""
         return not (self.stream_options and self.stream_options.include_usage)
 
-    def engine_options(
-        self, *, is_counted: bool = False, max_schema_bytes: int = 0
-    ) -> dict[str, Any]:
+    def engine_options(self, *, max_schema_bytes: int) -> dict[str, Any]:
         """Sampling fields that were set; sizes and messages are the gateway's.
 
-        `is_counted`: have the engine tell a stream's usage also where the caller does not ask.
-        Raises InvalidRequest for a schema that is not served.
+        The engine is to tell a stream's usage also where the caller does not ask. Raises
+        InvalidRequest for a schema that is not served.
         """
         options = self.model_dump(include=_PASSED_ON, exclude_none=True)
         if self.continue_final_message:
@@ -131,14 +158,20 @@ class ChatRequest(TakenFields, NoTools):
         options |= held_to(
             self.response_format, max_bytes=max_schema_bytes, param="response_format"
         )
-        return options | stream_options(self, is_counted=is_counted)
+        return options | stream_options(self)
 
 
 def check_limits(
-    request: ChatRequest, *, max_choices: int, max_logprobs: int, max_stops: int
+    request: ChatRequest,
+    *,
+    max_choices: int,
+    max_logprobs: int,
+    max_stops: int,
+    takes_min_p: bool,
 ) -> None:
     """Raises InvalidRequest for values above what this service allows."""
     check_most(request.n, max_choices, "n")
     check_most(request.top_logprobs, max_logprobs, "top_logprobs")
     check_most(request.prompt_logprobs, max_logprobs, "prompt_logprobs")
     check_most(n_stops(request.stop), max_stops, "stop", " texts")
+    check_min_p(request.min_p, takes_min_p)

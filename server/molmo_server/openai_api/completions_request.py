@@ -24,12 +24,13 @@ from molmo_server.openai_api.fields import (
     Temperature,
     TopK,
     TopP,
+    check_min_p,
     check_most,
     n_stops,
     not_served,
     stream_options,
 )
-from molmo_server.text_question import Text
+from molmo_server.questions.texts import Text
 
 _PASSED_ON = {*SAMPLING, "logprobs", "prompt_logprobs", "return_token_ids", "echo"}
 _DEFAULT_TOKENS = 16
@@ -115,10 +116,10 @@ class CompletionsRequest(TakenFields):
         is_echoed = bool(self.echo) and self.logprobs is not None
         return is_echoed or self.prompt_logprobs is not None
 
-    def engine_options(self, *, is_counted: bool = False) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, Any]:
         """See `ChatRequest.engine_options`."""
         options = self.model_dump(include=_PASSED_ON, exclude_none=True)
-        return options | stream_options(self, is_counted=is_counted)
+        return options | stream_options(self)
 
 
 def check_limits(
@@ -128,6 +129,7 @@ def check_limits(
     max_choices: int,
     max_logprobs: int,
     max_stops: int,
+    takes_min_p: bool,
 ) -> None:
     """Raises InvalidRequest for values above what this service allows."""
     check_most(len(request.prompt), max_prompts, "prompt", " texts")
@@ -135,3 +137,4 @@ def check_limits(
     check_most(request.logprobs, max_logprobs, "logprobs")
     check_most(request.prompt_logprobs, max_logprobs, "prompt_logprobs")
     check_most(n_stops(request.stop), max_stops, "stop", " texts")
+    check_min_p(request.min_p, takes_min_p)

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field
 from molmo_core.api_requests import StrictRequest
 from molmo_core.errors import InvalidRequest
 
-Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 MOST = 1_000_000
 """Larger counts make no difference to an answer and do not fit into the engine's integers."""
 
@@ -97,6 +97,16 @@ def check_most(got: int | None, allowed: int, name: str, unit: str = "") -> None
         )
 
 
+def check_min_p(min_p: float | None, takes_min_p: bool) -> None:
+    """Raises InvalidRequest for a `min_p` that the engine cannot do."""
+    if min_p and not takes_min_p:
+        raise InvalidRequest(
+            f"min_p is {min_p}, and the engine drafts answers ahead, which it cannot under "
+            "min_p: leave it out or use top_p, or start the server with MOLMO_DRAFTS=off",
+            param="min_p",
+        )
+
+
 def n_stops(stop: str | list[str] | None) -> int:
     return len(stop) if isinstance(stop, list) else 0
 
@@ -117,15 +127,17 @@ class Streamed(Protocol):
     def hides_usage(self) -> bool: ...
 
 
-def stream_options(request: Streamed, *, is_counted: bool) -> dict[str, Any]:
+def stream_options(request: Streamed) -> dict[str, Any]:
     """The engine's options of a stream; none for a whole answer.
 
-    `is_counted`: have the engine tell the usage also where the caller does not ask.
+    The engine is to tell the usage also where the caller does not ask.
     """
     if not request.stream:
         return {}
-    told = request.stream_options or StreamOptions()
-    wishes = told.model_dump(exclude={"include_obfuscation"}, exclude_defaults=True)
-    if is_counted and request.hides_usage:
+    if request.stream_options is None or request.hides_usage:
         wishes = {"include_usage": True}
-    return {"stream": True, **({"stream_options": wishes} if wishes else {})}
+    else:
+        wishes = request.stream_options.model_dump(
+            exclude={"include_obfuscation"}, exclude_defaults=True
+        )
+    return {"stream": True, "stream_options": wishes}

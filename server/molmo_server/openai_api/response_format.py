@@ -66,6 +66,11 @@ ChatFormat = Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminat
 ResponsesFormat = Annotated[TextFormat | JsonFormat | FlatSchemaFormat, Field(discriminator="type")]
 
 
+def held_to_json(form: object) -> bool:
+    """Whether an answer of this form is decoded under a grammar."""
+    return form is not None and not isinstance(form, TextFormat)
+
+
 def held_to(
     form: TextFormat | JsonFormat | SchemaFormat | FlatSchemaFormat | None,
     *,

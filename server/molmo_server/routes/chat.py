@@ -10,15 +10,15 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.types import Scope, Send
 
-from molmo_core import api
 from molmo_server.admission import WhileConnected
 from molmo_server.answers.reading import AnswerReader, read_answer
 from molmo_server.answers.relay import StreamRelay
-from molmo_server.engine_pool import EngineReply
-from molmo_server.gateway import Asked, Gateway, Question
+from molmo_server.engine.launch import is_drafting
+from molmo_server.gateway import Gateway
 from molmo_server.openai_api.chat_request import ChatRequest, check_limits
-from molmo_server.prompt import Prompt
+from molmo_server.questions.chat import Asked, Question
 from molmo_server.routes.body import read_body
+from molmo_server.routes.document import CHAT_ANSWER
 from molmo_server.routes.sending import send_json, send_stream
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
@@ -31,6 +31,8 @@ _REQUEST_BODY = {
 
 def chat_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["chat"])
+    is_own = gateway.settings.n_own_engines > 0
+    takes_min_p = not (is_own and is_drafting(gateway.settings.drafts))
 
     @router.post(
         "/v1/chat/completions",
@@ -38,13 +40,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
         operation_id="chat",
         openapi_extra={"requestBody": _REQUEST_BODY},
         response_class=Response,
-        responses={
-            200: {
-                "description": "OpenAI's chat completion; each message has `grounding` beside it"
-            },
-            "4XX": {"model": api.ErrorEnvelope},
-            "5XX": {"model": api.ErrorEnvelope},
-        },
+        responses=CHAT_ANSWER,
     )
     async def chat(request: Request) -> Response:
         settings = gateway.settings
@@ -54,6 +50,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
             max_choices=settings.max_choices,
             max_logprobs=settings.max_logprobs,
             max_stops=settings.max_stops,
+            takes_min_p=takes_min_p,
         )
         image_urls, video_urls = call.media_urls()
         caller = caller_of(request.scope)
@@ -64,17 +61,16 @@ def chat_router(gateway: Gateway) -> APIRouter:
             video_urls=video_urls,
             model=call.model,
             max_tokens=call.asked_tokens,
-            options=call.engine_options(
-                is_counted=caller.is_counted, max_schema_bytes=settings.max_schema_bytes
-            ),
+            shape=call.shape(),
+            constrained=True,
+            options=call.engine_options(max_schema_bytes=settings.max_schema_bytes),
             is_continued=call.continue_final_message,
             caller=caller,
         )
 
         async def work(scope: Scope, send: Send) -> None:
             if call.stream:
-                hides_usage = caller.is_counted and call.hides_usage
-                await _stream(gateway, question, scope, send, hides_usage=hides_usage)
+                await _stream(gateway, question, scope, send, hides_usage=call.hides_usage)
             else:
                 await _complete(gateway, question, scope, send)
 
@@ -90,7 +86,8 @@ async def _complete(gateway: Gateway, question: Question, scope: Scope, send: Se
     answer["system_fingerprint"] = tell_checkpoint(scope, completion.checkpoint_id)
     for choice in answer["choices"]:
         message: dict[str, Any] = choice["message"]
-        grounding = read_answer(message["content"] or "", prompt.media)
+        tokens = (choice.get("logprobs") or {}).get("content")
+        grounding = read_answer(message["content"] or "", prompt.media, tokens)
         gateway.note(grounding)
         message["grounding"] = grounding.model_dump(mode="json")
     await send_json(answer, scope, send)
@@ -101,24 +98,22 @@ async def _stream(
 ) -> None:
     request_id = scope["state"]["request_id"]
 
-    def relay_for(asked: Asked, reply: EngineReply) -> StreamRelay:
-        return _relay(gateway, asked.prompt, reply, request_id, hides_usage=hides_usage)
+    def relay_for(asked: Asked) -> StreamRelay:
+        return _relay(gateway, asked, request_id, hides_usage=hides_usage)
 
     opened = gateway.open(question, request_id=request_id, whole=False)
-    await send_stream(gateway, opened, relay_for, scope, send)
+    await send_stream(opened, relay_for, scope, send)
 
 
-def _relay(
-    gateway: Gateway, prompt: Prompt, reply: EngineReply, request_id: str, *, hides_usage: bool
-) -> StreamRelay:
+def _relay(gateway: Gateway, asked: Asked, request_id: str, *, hides_usage: bool) -> StreamRelay:
     def new_reader() -> AnswerReader:
-        return AnswerReader(prompt.media, gateway.note)
+        return AnswerReader(asked.prompt.media, gateway.note)
 
     return StreamRelay(
         new_reader,
         stream_id=f"chatcmpl-{request_id}",
-        model=gateway.settings.served_name,
-        fingerprint=gateway.id_of(reply),
+        model=asked.settings.served_name,
+        fingerprint=asked.answering,
         hides_usage=hides_usage,
-        visual_usage=prompt.visual_usage(),
+        visual_usage=asked.prompt.visual_usage(),
     )

@@ -8,17 +8,17 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from starlette.types import Scope, Send
 
-from molmo_core import api
 from molmo_server.admission import WhileConnected
 from molmo_server.answers.completions_relay import CompletionsRelay
-from molmo_server.engine_pool import EngineReply
+from molmo_server.engine.launch import is_drafting
 from molmo_server.gateway import Gateway, whole_answer
 from molmo_server.openai_api.completions_request import CompletionsRequest, check_limits
+from molmo_server.questions.texts import AskedTexts, TextQuestion
 from molmo_server.routes.body import read_body
+from molmo_server.routes.document import COMPLETIONS_ANSWER
 from molmo_server.routes.sending import send_json, send_stream
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
-from molmo_server.text_question import AskedTexts, TextQuestion
 
 _REQUEST_BODY = {
     "required": True,
@@ -30,6 +30,8 @@ _REQUEST_BODY = {
 
 def completions_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["chat"])
+    is_own = gateway.settings.n_own_engines > 0
+    takes_min_p = not (is_own and is_drafting(gateway.settings.drafts))
 
     @router.post(
         "/v1/completions",
@@ -37,15 +39,11 @@ def completions_router(gateway: Gateway) -> APIRouter:
         operation_id="completions",
         openapi_extra={"requestBody": _REQUEST_BODY},
         response_class=Response,
-        responses={
-            200: {"description": "OpenAI's completion"},
-            "4XX": {"model": api.ErrorEnvelope},
-            "5XX": {"model": api.ErrorEnvelope},
-        },
+        responses=COMPLETIONS_ANSWER,
     )
     async def completions(request: Request) -> Response:
         call = await read_body(request, CompletionsRequest, gateway.settings, takes_forms=False)
-        question = _question(gateway, call, request)
+        question = _question(gateway, call, request, takes_min_p=takes_min_p)
 
         async def work(scope: Scope, send: Send) -> None:
             if call.stream:
@@ -58,7 +56,9 @@ def completions_router(gateway: Gateway) -> APIRouter:
     return router
 
 
-def _question(gateway: Gateway, call: CompletionsRequest, request: Request) -> TextQuestion:
+def _question(
+    gateway: Gateway, call: CompletionsRequest, request: Request, *, takes_min_p: bool
+) -> TextQuestion:
     settings = gateway.settings
     check_limits(
         call,
@@ -66,15 +66,15 @@ def _question(gateway: Gateway, call: CompletionsRequest, request: Request) -> T
         max_choices=settings.max_choices,
         max_logprobs=settings.max_logprobs,
         max_stops=settings.max_stops,
+        takes_min_p=takes_min_p,
     )
-    caller = caller_of(request.scope)
     return TextQuestion(
         texts=call.prompt,
         model=call.model,
         max_tokens=call.asked_tokens,
-        options=call.engine_options(is_counted=caller.is_counted),
+        options=call.engine_options(),
         tells_values=call.tells_values,
-        caller=caller,
+        caller=caller_of(request.scope),
     )
 
 
@@ -82,17 +82,20 @@ async def _complete(gateway: Gateway, question: TextQuestion, scope: Scope, send
     request_id = scope["state"]["request_id"]
     async with gateway.open_texts(question, request_id=request_id, whole=True) as (asked, reply):
         answer = whole_answer(reply)
-        asked.note_tokens(completion=(answer.get("usage") or {}).get("completion_tokens", 0))
-        answer["system_fingerprint"] = tell_checkpoint(scope, gateway.id_of(reply))
+        usage = answer.get("usage") or {}
+        asked.note_tokens(
+            prompt=usage.get("prompt_tokens"), completion=usage.get("completion_tokens", 0)
+        )
+        answer["system_fingerprint"] = tell_checkpoint(scope, asked.answering)
     await send_json(answer, scope, send)
 
 
 async def _stream(
     gateway: Gateway, question: TextQuestion, call: CompletionsRequest, scope: Scope, send: Send
 ) -> None:
-    def relay_for(asked: AskedTexts, reply: EngineReply) -> CompletionsRelay:
-        return CompletionsRelay(hides_usage=question.caller.is_counted and call.hides_usage)
+    def relay_for(asked: AskedTexts) -> CompletionsRelay:
+        return CompletionsRelay(hides_usage=call.hides_usage)
 
     request_id = scope["state"]["request_id"]
     opened = gateway.open_texts(question, request_id=request_id, whole=False)
-    await send_stream(gateway, opened, relay_for, scope, send)
+    await send_stream(opened, relay_for, scope, send)

@@ -19,7 +19,12 @@ _REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
         "multipart/form-data": {
-            "schema": {"type": "object", "properties": {"file": _FILE}, "required": ["file"]}
+            "schema": {
+                "type": "object",
+                "properties": {"file": _FILE},
+                "required": ["file"],
+                "additionalProperties": False,
+            }
         },
         "image/*": {"schema": _FILE},
         "video/*": {"schema": _FILE},
@@ -28,11 +33,7 @@ _REQUEST_BODY: dict[str, Any] = {
 
 
 def media_router(gateway: Gateway) -> APIRouter:
-    router = APIRouter(
-        prefix="/v1/media",
-        tags=["media"],
-        responses={"4XX": {"model": api.ErrorEnvelope}, "5XX": {"model": api.ErrorEnvelope}},
-    )
+    router = APIRouter(prefix="/v1/media", tags=["media"])
 
     @router.post(
         "",
@@ -43,7 +44,10 @@ def media_router(gateway: Gateway) -> APIRouter:
     async def upload(request: Request) -> api.UploadedMedia:
         data = await read_file(request, gateway.settings)
         async with gateway.admission.admit(caller_of(request.scope).tenant):
-            return await gateway.media.keep(data)
+            kept = await gateway.media.keep(data)
+        gateway.metrics.uploads.inc()
+        gateway.metrics.upload_bytes.inc(kept.bytes)
+        return kept
 
     @router.get("/{media_id}", operation_id="media", summary="What an uploaded file is")
     async def facts(media_id: str, request: Request) -> api.UploadedMedia:

@@ -13,15 +13,15 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.types import Scope, Send
 
-from molmo_core import api
 from molmo_server.admission import WhileConnected
 from molmo_server.answers.reading import AnswerReader, read_answer
 from molmo_server.answers.responses import Outline, ResponseStream, whole_response
-from molmo_server.engine_pool import EngineReply
-from molmo_server.gateway import Asked, Gateway, Question
+from molmo_server.gateway import Gateway
 from molmo_server.openai_api.messages import media_urls_of, system_text, turns_of
 from molmo_server.openai_api.responses_request import ResponsesRequest, check_limits
+from molmo_server.questions.chat import Asked, Question
 from molmo_server.routes.body import read_body
+from molmo_server.routes.document import RESPONSES_ANSWER
 from molmo_server.routes.sending import send_json, send_stream
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
@@ -45,11 +45,7 @@ def responses_router(gateway: Gateway) -> APIRouter:
         operation_id="responses",
         openapi_extra={"requestBody": _REQUEST_BODY},
         response_class=Response,
-        responses={
-            200: {"description": "OpenAI's response; its text has `grounding` beside it"},
-            "4XX": {"model": api.ErrorEnvelope},
-            "5XX": {"model": api.ErrorEnvelope},
-        },
+        responses=RESPONSES_ANSWER,
     )
     async def responses(request: Request) -> Response:
         call = await read_body(request, ResponsesRequest, gateway.settings, takes_forms=False)
@@ -106,9 +102,10 @@ async def _complete(
     request_id = scope["state"]["request_id"]
     completion = await gateway.complete(question, request_id=request_id)
     answer = completion.answer
-    grounding = read_answer(
-        answer["choices"][0]["message"]["content"] or "", completion.prompt.media
-    )
+    choice = answer["choices"][0]
+    tokens = (choice.get("logprobs") or {}).get("content")
+    text = choice["message"]["content"] or ""
+    grounding = read_answer(text, completion.prompt.media, tokens)
     gateway.note(grounding)
     outline = _outline(gateway, call, request_id, tell_checkpoint(scope, completion.checkpoint_id))
     await send_json(whole_response(outline, answer, grounding), scope, send)
@@ -119,10 +116,10 @@ async def _stream(
 ) -> None:
     request_id = scope["state"]["request_id"]
 
-    def relay_for(asked: Asked, reply: EngineReply) -> ResponseStream:
+    def relay_for(asked: Asked) -> ResponseStream:
         media, visual_usage = asked.prompt.media, asked.prompt.visual_usage()
-        outline = _outline(gateway, call, request_id, gateway.id_of(reply))
+        outline = _outline(gateway, call, request_id, asked.answering)
         return ResponseStream(outline, lambda: AnswerReader(media, gateway.note), visual_usage)
 
     opened = gateway.open(question, request_id=request_id, whole=False)
-    await send_stream(gateway, opened, relay_for, scope, send)
+    await send_stream(opened, relay_for, scope, send)

@@ -15,10 +15,10 @@ from starlette.types import Scope, Send
 
 from molmo_core.errors import MolmoError
 from molmo_server.engine_pool import EngineReply
-from molmo_server.gateway import Gateway
+from molmo_server.errors import note_error
 from molmo_server.telemetry import tell_checkpoint
 
-_HEADERS = [
+STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # proxies must not collect events
@@ -34,6 +34,9 @@ class Relay(Protocol):
     @property
     def n_tokens(self) -> int: ...
 
+    @property
+    def n_prompt_tokens(self) -> int | None: ...
+
     def feed(self, chunk: bytes) -> bytes: ...
 
     def check_end(self) -> None: ...
@@ -42,16 +45,17 @@ class Relay(Protocol):
 
 
 class Asked(Protocol):
-    def note_tokens(self, *, completion: int) -> None: ...
+    answering: str
+
+    def note_tokens(self, *, prompt: int | None, completion: int) -> None: ...
 
 
 AskedT = TypeVar("AskedT", bound=Asked)
 
 
 async def send_stream(
-    gateway: Gateway,
     opened: AbstractAsyncContextManager[tuple[AskedT, EngineReply]],
-    relay_for: Callable[[AskedT, EngineReply], Relay],
+    relay_for: Callable[[AskedT], Relay],
     scope: Scope,
     send: Send,
 ) -> None:
@@ -59,16 +63,17 @@ async def send_stream(
     relay: Relay | None = None
     try:
         async with opened as (asked, reply):
-            tell_checkpoint(scope, gateway.id_of(reply))
-            await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-            relay = relay_for(asked, reply)
+            tell_checkpoint(scope, asked.answering)
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
+            relay = relay_for(asked)
             try:
                 await _pass_on(reply, relay, send)
             finally:
-                asked.note_tokens(completion=relay.n_tokens)
+                asked.note_tokens(prompt=relay.n_prompt_tokens, completion=relay.n_tokens)
     except MolmoError as error:
         if relay is None:
             raise
+        note_error(scope, error)
         body = relay.failure(error)
         await send({"type": "http.response.body", "body": body, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
@@ -79,6 +84,7 @@ async def _pass_on(reply: EngineReply, relay: Relay, send: Send) -> None:
         if passed := relay.feed(chunk):
             await send({"type": "http.response.body", "body": passed, "more_body": True})
         if relay.has_ended:
+            await reply.end()
             break
     relay.check_end()
 

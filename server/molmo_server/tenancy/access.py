@@ -22,7 +22,7 @@ from pathlib import Path
 from fastapi import Request
 
 from molmo_core.errors import Forbidden, KeyStoreError, NotFound, Unauthorised
-from molmo_server.tenancy.callers import Allowance, Caller, set_caller
+from molmo_server.tenancy.callers import Allowance, Caller, Errand, caller_of, set_caller
 from molmo_server.tenancy.store import KeyStore, KeyUsage, Usage, day_of, prefix_of
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class Access:
             yield
         else:
             allowance, caller = self._identify(request, given)
-            with allowance.request():
+            with allowance.request(is_background=caller.is_background):
                 try:
                     yield
                 finally:
@@ -122,18 +122,35 @@ class Access:
 
     def _identify(self, request: Request, given: str) -> tuple[Allowance, Caller]:
         """Whose key it is, if it is active; the request's log line names the tenant then."""
+        if (errand := caller_of(request.scope).errand) is not None:
+            allowance = self._allowance_for(errand)
+            caller = Caller(allowance=allowance, errand=errand)
+            set_caller(request.scope, caller)
+            return allowance, caller
         if not given:
             raise Unauthorised(
                 "there is no key: send Authorization: Bearer KEY (the molmo command takes it from "
                 "MOLMO_API_KEY); whoever runs this server makes one with `molmo keys create`"
             )
-        allowance = self._allowances.get(prefix_of(given))
-        is_good = allowance is not None and allowance.key.is_of(given)
-        if allowance is None or not is_good or allowance.key.state(self._now_s()) != "active":
+        found = self._allowances.get(prefix_of(given))
+        is_good = found is not None and found.key.is_of(given)
+        if found is None or not is_good or found.key.state(self._now_s()) != "active":
             raise Unauthorised("the key is wrong, revoked or expired; send one that is active")
-        caller = Caller(allowance=allowance)
+        caller = Caller(allowance=found)
         set_caller(request.scope, caller)
-        return allowance, caller
+        return found, caller
+
+    def _allowance_for(self, errand: Errand) -> Allowance:
+        """Of the key that asked for it, or when that has ended, of the tenant's other one."""
+        of_tenant = [a for a in self._allowances.values() if a.key.name == errand.tenant]
+        of_tenant.sort(key=lambda allowance: allowance.key.prefix != errand.key_prefix)
+        for allowance in of_tenant:
+            if allowance.key.state(self._now_s()) == "active":
+                return allowance
+        raise Unauthorised(
+            "the key that asked for this batch was revoked or has expired, and its name has no "
+            "other; send the request again with a key that is active"
+        )
 
     # --- the file -------------------------------------------------------------------------------
 

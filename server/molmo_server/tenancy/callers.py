@@ -30,13 +30,14 @@ class Bucket:
         self._clock_s = clock_s
         self._left, self._seen_s = float(per_min), clock_s()
 
-    def take(self, n: int) -> float:
-        """0 when `n` were taken, else nothing was and they will be there after so many seconds."""
+    def take(self, n: int, *, leaving: int = 0) -> float:
+        """0 when `n` were taken and at least `leaving` are left; else nothing was, and it can be
+        after so many seconds."""
         self._fill()
-        if n <= self._left:
+        if n + leaving <= self._left:
             self._left -= n
             return 0.0
-        return (n - self._left) * 60 / self.per_min
+        return (n + leaving - self._left) * 60 / self.per_min
 
     def headers(self, what: str) -> Headers:
         """How many of `what` are allowed and left, and when all are there again."""
@@ -68,8 +69,16 @@ class Allowance:
         self._buckets = {what: Bucket(n, clock_s) for what, n in per_min.items() if n is not None}
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """One request, as long as the block runs; raises RateLimited."""
+    def request(self, *, is_background: bool = False) -> Iterator[None]:
+        """One request, as long as the block runs; raises RateLimited.
+
+        In the background it takes no place of those at the same time, and half of what the key may
+        have a minute is left to those that are waited for.
+        """
+        if is_background:
+            self._take("requests", 1, is_background=True)
+            yield
+            return
         allowed = self.key.n_concurrent
         if allowed is not None and self._n_running >= allowed:
             raise RateLimited(
@@ -84,7 +93,7 @@ class Allowance:
         finally:
             self._n_running -= 1
 
-    def take_visual_tokens(self, n: int) -> None:
+    def take_visual_tokens(self, n: int, *, is_background: bool = False) -> None:
         """Raises RateLimited; TooManyMedia for more than a whole minute's."""
         bucket = self._buckets.get("visual-tokens")
         if bucket is not None and n > bucket.per_min:
@@ -92,14 +101,17 @@ class Allowance:
                 f"the media are {n:,} visual tokens, this key may send {bucket.per_min:,} a "
                 "minute; send fewer or smaller media, or use a key that allows more"
             )
-        self._take("visual-tokens", n)
+        self._take("visual-tokens", n, is_background=is_background)
 
     def headers(self) -> Headers:
         return [h for what, bucket in self._buckets.items() for h in bucket.headers(what)]
 
-    def _take(self, what: str, n: int) -> None:
+    def _take(self, what: str, n: int, *, is_background: bool = False) -> None:
         bucket = self._buckets.get(what)
-        if bucket is not None and (wait_s := bucket.take(n)) > 0:
+        if bucket is None:
+            return
+        left = min(bucket.per_min // 2, bucket.per_min - n) if is_background else 0
+        if (wait_s := bucket.take(n, leaving=left)) > 0:
             raise RateLimited(
                 f"too little is left of this key's {bucket.per_min:,} {what.replace('-', ' ')} a "
                 f"minute, this request takes {n:,}; send it again in {math.ceil(wait_s)} s",
@@ -107,11 +119,27 @@ class Allowance:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Errand:
+    """A request that the server sends itself, for a tenant who is not there."""
+
+    tenant: str
+    key_prefix: str
+    """Of the key that asked for it; empty where no keys are asked for."""
+
+    @classmethod
+    def of(cls, caller: Caller) -> Errand:
+        prefix = caller.allowance.key.prefix if caller.allowance else ""
+        return cls(tenant=caller.tenant, key_prefix=prefix)
+
+
 @dataclass(kw_only=True)
 class Caller:
     """Without an allowance: anybody, where no keys are asked for."""
 
     allowance: Allowance | None = None
+    errand: Errand | None = None
+    """Nobody waits for the answer now: those who do go first."""
     usage: Usage = field(default_factory=lambda: Usage(requests=1))
     _has_paid: bool = False
 
@@ -123,19 +151,24 @@ class Caller:
     def is_counted(self) -> bool:
         return self.allowance is not None
 
+    @property
+    def is_background(self) -> bool:
+        return self.errand is not None
+
     def pay(self, n_visual_tokens: int) -> None:
         """Take a measured prompt from what the key may have; once, however often it is measured.
 
         Raises RateLimited, TooManyMedia.
         """
         if self.allowance is not None and not self._has_paid:
-            self.allowance.take_visual_tokens(n_visual_tokens)
+            self.allowance.take_visual_tokens(n_visual_tokens, is_background=self.is_background)
         self._has_paid = True
 
     def note_tokens(self, *, prompt: int, visual: int, completion: int) -> None:
-        self.usage.prompt_tokens = prompt
-        self.usage.visual_tokens = visual
-        self.usage.completion_tokens = completion
+        """Of one answer; several in a request add up, and are about the same media."""
+        self.usage.prompt_tokens += prompt
+        self.usage.visual_tokens = max(self.usage.visual_tokens, visual)
+        self.usage.completion_tokens += completion
 
     def headers(self) -> Headers:
         return self.allowance.headers() if self.allowance else []

@@ -2,7 +2,7 @@
 
 Before each stands BOS, as before every prompt in training; the engine puts it there.
 
-Knows: what such texts may hold, their lengths. Does not know: HTTP, chat (`prompt`, `gateway`).
+Knows: what such texts may hold, their lengths. Does not know: HTTP, chat (`chat`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 import orjson
 
-from molmo_core.errors import ControlTokenInText, InvalidRequest
+from molmo_core.errors import ControlTokenInText, InvalidRequest, PromptTooLong
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import RemoteEngine
-from molmo_server.prompt import answer_budget, check_text, check_values, too_long
+from molmo_server.prompt import check_text, check_values, too_long
 from molmo_server.settings import MolmoSettings
+from molmo_server.telemetry import Journey
 from molmo_server.tenancy.callers import Caller
 
 _PARAM = "prompt"
@@ -45,10 +46,13 @@ class AskedTexts:
     """Texts as each engine is asked them."""
 
     question: TextQuestion
+    journey: Journey
     settings: MolmoSettings
     live: LiveCheckpoint
     n_tokens: int = 0
     """Of all texts, as the engine that was asked last sees them."""
+    answering: str = ""
+    """Whose weights answer."""
 
     async def body_for(self, engine: RemoteEngine) -> bytes:
         """What an engine is sent; lengths are those of the checkpoint that it has.
@@ -56,20 +60,16 @@ class AskedTexts:
         Raises ControlTokenInText, InvalidRequest, PromptTooLong; RateLimited by the caller's key.
         """
         question, checkpoint = self.question, self.live.of(engine.checkpoint_id)
+        self.journey.begin("prompt")
         n_each = await asyncio.to_thread(_count_all, question.texts, checkpoint)
         longest, self.n_tokens = max(n_each), sum(n_each)
         if longest >= checkpoint.max_model_len:
             raise too_long(f"{longest:,}", checkpoint, param=_PARAM)
         if question.tells_values:
             check_values(longest, limit=self.settings.max_prompt_values)
-        budget = answer_budget(
-            longest,
-            checkpoint,
-            asked=question.max_tokens,
-            default=question.max_tokens,
-            limit=self.settings.max_tokens_limit,
-        )
+        budget = _budget(question.max_tokens, longest, checkpoint, self.settings)
         question.caller.pay(0)
+        self.journey.begin("engine", engine=engine.name, checkpoint=checkpoint.id)
         texts: Any = question.texts
         return orjson.dumps(
             {
@@ -80,9 +80,11 @@ class AskedTexts:
             }
         )
 
-    def note_tokens(self, *, completion: int) -> None:
-        """What the caller used, of answers of so many tokens."""
-        self.question.caller.note_tokens(prompt=self.n_tokens, visual=0, completion=completion)
+    def note_tokens(self, *, prompt: int | None, completion: int) -> None:
+        """What was used; `prompt` as the engine told, None: it did not."""
+        n_prompt = self.n_tokens if prompt is None else prompt
+        self.question.caller.note_tokens(prompt=n_prompt, visual=0, completion=completion)
+        self.journey.tokens(self.answering, prompt=n_prompt, visual=0, completion=completion)
 
 
 def check_texts(texts: Sequence[Text]) -> None:
@@ -90,6 +92,22 @@ def check_texts(texts: Sequence[Text]) -> None:
     for text in texts:
         if isinstance(text, str):
             check_text(text)
+
+
+def _budget(asked: int, longest: int, checkpoint: Checkpoint, settings: MolmoSettings) -> int:
+    """Tokens each answer may have; raises InvalidRequest, PromptTooLong."""
+    limit, room = settings.max_tokens_limit, checkpoint.max_model_len - longest
+    if asked > limit:
+        raise InvalidRequest(
+            f"got max_tokens {asked:,}, allowed are {limit:,}; ask for fewer", param="max_tokens"
+        )
+    if asked > room:
+        raise PromptTooLong(
+            f"the prompt has {longest:,} tokens and max_tokens is {asked:,}; together "
+            f"{checkpoint.max_model_len:,} are allowed: ask for at most {room:,}",
+            param="max_tokens",
+        )
+    return asked
 
 
 def _count_all(texts: Sequence[Text], checkpoint: Checkpoint) -> list[int]:

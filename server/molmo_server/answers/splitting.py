@@ -1,7 +1,7 @@
 """The events of an engine's stream, whole, in whatever pieces its bytes come.
 
-Knows: server-sent events as vLLM sends them. Does not know: what they say. (The chat's own relay,
-which is the hot path, does the same in one pass: `relay`.)
+Knows: server-sent events as vLLM sends them. Does not know: what they say. (Of the chat, which is
+the hot path, `events` does the same and reads the answers in one pass.)
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from typing import Any, Literal
 import orjson
 
 from molmo_core.errors import EngineFailed
-
-_PREFIX = b"data: "
-_END = b"\n\n"
+from molmo_server.answers.events import END, PREFIX
 
 
-class EngineEvents:
+class EventSplitter:
     """Feed bytes, get `(event, content)` pairs until `has_ended`."""
 
     def __init__(self) -> None:
@@ -35,11 +33,11 @@ class EngineEvents:
 
     def feed(self, chunk: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
         """Whole events with their ends, and what they hold; neither `[DONE]` nor failures."""
-        *events, self._rest = (self._rest + chunk).split(_END)
+        *events, self._rest = (self._rest + chunk).split(END)
         for one in events:
-            if not one.startswith(_PREFIX):
+            if not one.startswith(PREFIX):
                 continue
-            data = one[len(_PREFIX) :]
+            data = one[len(PREFIX) :]
             if data.strip() == b"[DONE]":
                 self._end = "done"
                 return
@@ -47,7 +45,7 @@ class EngineEvents:
             if "error" in content:
                 self._end = "failed"
                 return
-            yield one + _END, content
+            yield one + END, content
 
     def check_end(self) -> None:
         """Raises EngineFailed when the engine reported a failure, or ended without `[DONE]`."""

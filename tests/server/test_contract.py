@@ -1,0 +1,17 @@
+"""The OpenAPI document is true: every operation answers as it says, whatever it is sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.support.contract import contract
+
+
+def test_every_operation_answers_as_the_document_says(folder: Path, tmp_path: Path) -> None:
+    with contract(folder, tmp_path) as asked:
+        asked.ask(n_examples=20)
+
+        assert not asked.complaints, "\n\n".join(asked.complaints)
+        assert {operation for operation, _ in asked.answers} == asked.operations
+        for operation in ("/v1/chat/completions", "/v1/point", "/v1/query", "/v1/media"):
+            assert asked.answers[f"POST {operation}", 200] > 0, operation
