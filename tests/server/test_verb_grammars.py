@@ -58,7 +58,7 @@ def test_so_many_points_fit_into_the_grammar(gateway: RunningGateway) -> None:
 def test_only_answers_that_point_have_a_grammar(gateway: RunningGateway) -> None:
     response = gateway.http.post("/v1/caption", json={"images": [PNG], "constrained": True})
     assert response.status_code == 400
-    assert response.json()["error"]["code"] == "unknown_field"
+    assert response.json()["error"]["code"] == "unknown_parameter"
     gateway.http.post("/v1/caption", json={"images": [PNG]})
     assert "structured_outputs" not in gateway.engine.requests[-1]
 

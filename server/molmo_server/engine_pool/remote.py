@@ -1,6 +1,6 @@
 """One engine reached over HTTP: whether it answers, and how it is asked.
 
-Knows: vLLM's `/health`, its chat endpoint and token counters, patience. Does not know: processes
+Knows: vLLM's `/health`, its endpoints and token counters, patience. Does not know: processes
 (`supervisor`), other engines (`pool`, `routing`), what the bodies say.
 
 An engine is ready when `/health` answers 200 and the warm-up requests were answered. A request
@@ -220,7 +220,7 @@ class RemoteEngine:
 
     @asynccontextmanager
     async def open(
-        self, body: bytes, *, request_id: str, whole: bool
+        self, body: bytes, *, path: str = CHAT_PATH, request_id: str, whole: bool
     ) -> AsyncIterator[EngineReply]:
         """Ask; the first bytes (with `whole` all of them) have arrived when the block begins.
 
@@ -236,7 +236,7 @@ class RemoteEngine:
         self.n_in_flight += 1
         try:
             try:
-                response = await self._session.post(CHAT_PATH, data=body, headers=headers)
+                response = await self._session.post(path, data=body, headers=headers)
                 is_whole = whole or response.status != 200
                 content = response.content
                 first = await (content.read() if is_whole else content.readany())
