@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, Literal, TypedDict, TypeVar
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -60,6 +61,8 @@ class Call(Generic[Answer]):
     body: bytes | None
     answer_type: type[Answer]
     content_type: str = "application/json"
+    file: BinaryIO | None = None
+    """A file of requests, sent as a form while it is read."""
 
     def request_options(self) -> dict[str, Any]:
         """Keyword arguments for `httpx2`'s `request`."""
@@ -68,6 +71,9 @@ class Call(Generic[Answer]):
         if self.body is not None:
             options["content"] = self.body
             headers["content-type"] = self.content_type
+        if self.file is not None:
+            name = Path(self.file.name).name
+            options |= {"files": {"file": (name, self.file)}, "data": {"purpose": "batch"}}
         return options
 
     def read(self, response: httpx2.Response) -> Answer:

@@ -227,8 +227,9 @@ class Gateway:
 def _whole_answer(reply: EngineReply) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = orjson.loads(reply.first)
-    except orjson.JSONDecodeError as error:
-        raise EngineFailed("the engine's answer was cut short; send it again") from error
+        _texts(answer), answer["usage"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise EngineFailed("the engine's answer was no completion; send it again") from error
     return answer
 
 

@@ -127,7 +127,8 @@ class ChatRequest(StrictRequest):
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = None
+    """Logits are divided by it: by less, they are infinite and the engine has no answer."""
     ignore_eos: bool | None = None
     grounding: GroundingOptions | None = None
     media_options: MediaOptions | None = None
