@@ -28,7 +28,6 @@ from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, Trial
 from molmo_server.engine_pool.exchange import COMPLETIONS_PATH
-from molmo_server.media.crop import crop
 from molmo_server.media.gate import CheckedMedia, MediaGate
 from molmo_server.media.options import check_options
 from molmo_server.prompt import Prompt, check_turns
@@ -199,10 +198,8 @@ class Gateway:
             check_options(question.media_options, media)
         if question.region is None or question.media is not None:
             return media
-        max_aspect = self.settings.max_aspect
         [image] = media.images
-        part = await asyncio.to_thread(crop, image, question.region, max_aspect=max_aspect)
-        return CheckedMedia(images=(part,))
+        return CheckedMedia(images=(await self.media.part(image, question.region),))
 
     async def complete(self, question: Question, *, request_id: str) -> Completion:
         """The engine's whole chat completion."""

@@ -159,7 +159,7 @@ class Answering:
             interpolated,
             answer.tracks,
             at_s=moments_between(video.info, None if wish is True else float(wish)),
-            seen_s=shape.moments_s(video),
+            seen_s=[video.start_s + t for t in shape.moments_s(video)],
             info=video.info,
             medium=answer.media[0],
         )
