@@ -18,7 +18,7 @@ import httpx2
 from molmo_client import calls
 from molmo_client.batches import Batches
 from molmo_client.calls import Answer, Call, Generation, PointingVerb, What
-from molmo_client.connection import Connection, connection_to
+from molmo_client.connection import Arriving, Connection, connection_to
 from molmo_client.events import VerbEvents
 from molmo_client.failures import failure_of
 from molmo_client.media import MediaInput, OneMedia
@@ -150,11 +150,17 @@ class Client:
         self, call: Call[Answer], is_streamed: bool
     ) -> httpx2.Response | httpx2.TransportError:
         try:
-            request = self._http.build_request(**call.request_options())
-            response = self._http.send(request, stream=is_streamed)
-            if response.status_code >= 400:
-                response.read()
-            return response
+            if is_streamed:
+                request = self._http.build_request(**call.request_options())
+                response = self._http.send(request, stream=True)
+                if response.status_code >= 400:
+                    response.read()
+                return response
+            with self._http.stream(**call.request_options()) as response:
+                arriving = Arriving(response, limit_s=self.connection.answer_timeout_s)
+                for piece in response.iter_bytes():
+                    arriving.add(piece)
+                return arriving.whole()
         except httpx2.TransportError as failure:
             return failure
 
@@ -281,11 +287,17 @@ class AsyncClient:
         self, call: Call[Answer], is_streamed: bool
     ) -> httpx2.Response | httpx2.TransportError:
         try:
-            request = self._http.build_request(**call.request_options())
-            response = await self._http.send(request, stream=is_streamed)
-            if response.status_code >= 400:
-                await response.aread()
-            return response
+            if is_streamed:
+                request = self._http.build_request(**call.request_options())
+                response = await self._http.send(request, stream=True)
+                if response.status_code >= 400:
+                    await response.aread()
+                return response
+            async with self._http.stream(**call.request_options()) as response:
+                arriving = Arriving(response, limit_s=self.connection.answer_timeout_s)
+                async for piece in response.aiter_bytes():
+                    arriving.add(piece)
+                return arriving.whole()
         except httpx2.TransportError as failure:
             return failure
 

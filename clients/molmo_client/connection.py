@@ -7,6 +7,7 @@ and `MOLMO_API_KEY`, read here and nowhere else. Does not know: verbs. Source: t
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,7 +25,8 @@ _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Connection:
-    """`answer_timeout_s` bounds the silence between two bytes of an answer."""
+    """`answer_timeout_s` bounds the silence before an answer, and the time until all of it came;
+    of one that is read as it comes, the silence between two bytes."""
 
     url: str
     api_key: str | None = field(default=None, repr=False)
@@ -57,6 +59,32 @@ class Connection:
         return ServerUnreachable(
             f"cannot reach a server at {self.url} ({reason}); start it with `molmo serve`, "
             "or name another with --server or MOLMO_SERVER"
+        )
+
+
+class Arriving:
+    """The body of an answer, piece by piece, in time however slowly the pieces drip."""
+
+    def __init__(self, response: httpx2.Response, *, limit_s: float) -> None:
+        self._response = response
+        self._pieces: list[bytes] = []
+        self._end_s = time.monotonic() + limit_s
+
+    def add(self, piece: bytes) -> None:
+        """Raises httpx2.ReadTimeout."""
+        if time.monotonic() > self._end_s:
+            raise httpx2.ReadTimeout("the answer drips", request=self._response.request)
+        self._pieces.append(piece)
+
+    def whole(self) -> httpx2.Response:
+        """The same answer with its body, as it is after decompression."""
+        headers = self._response.headers.copy()
+        headers.pop("content-encoding", None)
+        return httpx2.Response(
+            self._response.status_code,
+            headers=headers,
+            content=b"".join(self._pieces),
+            request=self._response.request,
         )
 
 

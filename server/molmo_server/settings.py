@@ -8,6 +8,7 @@ Knows: names, defaults, allowed ranges. Does not know: what the values are used 
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -16,15 +17,32 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from molmo_server.setting_rules import contradictions
+
 _MIB = 1024 * 1024
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _ENGINE_URL = re.compile(r"(https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?)/?")
 _LAST_PORT = 65535
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
+_PREFIX = "MOLMO_"
+_NOT_SETTINGS = ("MOLMO_API_KEY", "MOLMO_SERVER", "MOLMO_GATE_CANDIDATE", "MOLMO_GATE_CURRENT")
+"""Variables of the client, and what a gate is told."""
+
+
+def misspelt_variables() -> list[str]:
+    """What is wrong with variables of the environment that look like settings and are none."""
+    known = {f"{_PREFIX}{name.upper()}" for name in MolmoSettings.model_fields} | set(_NOT_SETTINGS)
+    complaints = []
+    for name in sorted(name for name in os.environ if name.startswith(_PREFIX)):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            complaints.append(f"{name} is no setting and has no effect{meant}")
+    return complaints
 
 
 class MolmoSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="MOLMO_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -40,8 +58,12 @@ class MolmoSettings(BaseSettings):
     """Load what becomes current in the store, without being told."""
     admin_key: SecretStr | None = None
     """Allows the routes under /admin; without it only a key of scope admin does."""
-    keys: Path | None = None
-    """The file of API keys that `molmo keys` writes; None: whoever comes is served."""
+    keys: str | None = Field(default=None, repr=False)
+    """The file of API keys that `molmo keys` writes, or the postgresql:// URL of a database that
+    several servers share; None: whoever comes is served."""
+    limits: str | None = Field(default=None, repr=False)
+    """The redis:// URL of a server where the limits of keys are counted for several servers; None:
+    each server counts its own."""
     served_name: str = "molmo2"
     models: dict[str, str] = {}
     """More models, each with engines of its own: name → folder of a checkpoint, or store."""
@@ -66,6 +88,9 @@ class MolmoSettings(BaseSettings):
     # Engine
     n_engines: int | None = Field(default=None, ge=0, le=64)
     """Processes of our own, of each model; None: one, or none where `engine_urls` names others."""
+    engine_devices: Annotated[tuple[str, ...], NoDecode] = ()
+    """What each process of ours sees as CUDA_VISIBLE_DEVICES, in turn; in the environment with
+    semicolons between them (`0;1`, or `0,1;2,3`). Empty: all see all."""
     engine_urls: Annotated[tuple[str, ...], NoDecode] = ()
     """Engines that run elsewhere (their checkpoint is still read here), beside our own; in the
     environment with commas between them."""
@@ -74,7 +99,11 @@ class MolmoSettings(BaseSettings):
     """Most tokens of prompt and answer; None: what the checkpoint allows."""
     n_threads: int | None = Field(default=None, ge=1)
     kv_cache_gib: int = Field(default=1, ge=1)
+    frame_cache_gib: float = Field(default=0.5, ge=0)
+    """Decoded frames that the engine remembers, so that a known video is not decoded again."""
     is_eager: bool = True
+    drafts: Literal["auto", "on", "off"] = "auto"
+    """Answers that point are drafted ahead and verified many tokens a step; auto: on CPUs."""
     start_timeout_s: float = Field(default=1200, gt=0)
     health_interval_s: float = Field(default=1, gt=0)
     health_timeout_s: float = Field(default=5, gt=0)
@@ -125,8 +154,10 @@ class MolmoSettings(BaseSettings):
     max_video_bytes: int = Field(default=64_000_000, ge=1)
     max_video_duration_s: float = Field(default=600, gt=0)
     max_video_side_px: int = Field(default=4096, ge=1)
+    max_video_frames: int = Field(default=100_000, ge=1)
+    """In the file, whatever of it is looked at: 600 s at 120 a second are 72,000."""
     probe_timeout_s: float = Field(default=20, gt=0)
-    """Wall clock and processor time of the child that looks at one video."""
+    """Wall clock and processor time of the child that looks at one video or large picture."""
     probe_memory_bytes: int = Field(default=2048 * _MIB, ge=1)
     max_probes: int = Field(default=2, ge=1)
     """Most media looked at at the same time."""
@@ -178,10 +209,10 @@ class MolmoSettings(BaseSettings):
     max_logprobs: int = Field(default=20, ge=0)
     max_stops: int = Field(default=8, ge=0)
 
-    @field_validator("store", mode="before")
+    @field_validator("store", "keys", mode="before")
     @classmethod
-    def _as_text(cls, store: Any) -> Any:
-        return str(store) if isinstance(store, Path) else store
+    def _as_text(cls, place: Any) -> Any:
+        return str(place) if isinstance(place, Path) else place
 
     @field_validator("cache_dir", "media_dir", "batch_dir")
     @classmethod
@@ -193,6 +224,12 @@ class MolmoSettings(BaseSettings):
     def _with_commas(cls, names: Any) -> Any:
         many = names.split(",") if isinstance(names, str) else names
         return tuple(name.strip().lower() for name in many if name.strip())
+
+    @field_validator("engine_devices", mode="before")
+    @classmethod
+    def _with_semicolons(cls, devices: Any) -> Any:
+        many = devices.split(";") if isinstance(devices, str) else devices
+        return tuple(one.strip() for one in many if one.strip())
 
     @field_validator("engine_urls", mode="before")
     @classmethod
@@ -232,6 +269,11 @@ class MolmoSettings(BaseSettings):
                     f"models has the name {name[:100]!r}; use up to 32 letters, digits and . _ -, "
                     f"and another name than {self.served_name}"
                 )
+        stores = [
+            one for one in (self.store, *self.models.values()) if one and not _is_checkpoint(one)
+        ]
+        if len(set(stores)) < len(stores):
+            raise ValueError("models names a store twice; a store has one current checkpoint")
         return self
 
     @model_validator(mode="after")
@@ -245,6 +287,12 @@ class MolmoSettings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> MolmoSettings:
+        if complaint := next(contradictions(self), None):
+            raise ValueError(complaint)
+        return self
+
     def of_models(self) -> list[MolmoSettings]:
         """These settings as each model has them, the one without a name in `models` first."""
         others = (
@@ -254,13 +302,25 @@ class MolmoSettings(BaseSettings):
                     "models": {},
                     "checkpoint": Path(where) if _is_checkpoint(where) else None,
                     "store": None if _is_checkpoint(where) else where,
-                    "n_engines": self.n_engines or 1,
+                    "n_engines": self._n_of_others,
                     "engine_urls": (),
+                    "n_threads": self.n_threads or self._share_of_cores,
                 }
             )
             for name, where in self.models.items()
         )
         return [self, *others]
+
+    @property
+    def _n_of_others(self) -> int:
+        """Processes of each model in `models`."""
+        return self.n_engines or 1
+
+    @property
+    def _share_of_cores(self) -> int:
+        """Of one process on this machine: left to itself each would take them all."""
+        n_processes = self.n_own_engines + len(self.models) * self._n_of_others
+        return max(len(os.sched_getaffinity(0)) // max(n_processes, 1), 1)
 
     @property
     def n_own_engines(self) -> int:
@@ -270,16 +330,13 @@ class MolmoSettings(BaseSettings):
 
     @property
     def engine_threads(self) -> int | None:
-        """The packaged model is small: with one thread it starts in less time and memory.
-
-        Several engines share the cores: left to itself each would take them all.
-        """
+        """The packaged model is small: with one thread it starts in less time and memory."""
         if self.n_threads is not None:
             return self.n_threads
         if self.checkpoint is None and self.store is None:
             return 1
-        n_cores = len(os.sched_getaffinity(0))
-        return max(n_cores // self.n_own_engines, 1) if self.n_own_engines > 1 else None
+        is_alone = self.n_own_engines == 1 and not self.models
+        return None if is_alone else self._share_of_cores
 
 
 def _is_checkpoint(where: str) -> bool:

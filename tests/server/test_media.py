@@ -10,8 +10,9 @@ import pytest
 
 from molmo_core.errors import InvalidMedia
 from molmo_core.videos import VideoGeometry
+from molmo_server.media import look
 from molmo_server.media.gate import MediaGate
-from molmo_server.media.look import measure_image, probe_in_child
+from molmo_server.media.look import Looks, measure_image, probe_in_child
 from molmo_server.settings import MolmoSettings
 from tests.server.media import data_url, picture, video
 
@@ -63,6 +64,30 @@ def test_pictures_are_measured_as_they_are_displayed(orientation: int) -> None:
     assert mime == "image/jpeg"
 
 
+async def test_large_pictures_are_looked_at_apart_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    good, cut = picture(64, 48, "JPEG", orientation=6), picture(200, 200)[:-40_000]
+    here, apart = Looks(SETTINGS, lambda: None), Looks(SETTINGS, lambda: None)
+    expected = await here.look(good, "image 2", "image")
+    with pytest.raises(InvalidMedia) as refused:
+        await here.look(cut, "image 2", "image")
+
+    monkeypatch.setattr(look, "_APART_FROM_PX", 0)
+
+    assert await apart.look(good, "image 2", "image") == expected
+    assert (expected.size_hw, expected.mime) == ((64, 48), "image/jpeg")
+    with pytest.raises(InvalidMedia) as refused_apart:
+        await apart.look(cut, "image 2", "image")
+    assert refused_apart.value.message == refused.value.message
+    with pytest.raises(
+        InvalidMedia, match=r"image 2 needs more memory|looking at image 2 took too"
+    ):
+        await Looks(MolmoSettings(probe_memory_bytes=8_000_000), lambda: None).look(
+            good, "image 2", "image"
+        )
+
+
 async def test_frame_times_are_those_of_training() -> None:
     url = data_url(video(n_frames=40, rate=25), "video/mp4")
     checked = await MediaGate(SETTINGS).check([], [url])
@@ -74,13 +99,15 @@ async def test_frame_times_are_those_of_training() -> None:
 
 def test_the_probe_ends_itself_when_it_needs_too_much_time() -> None:
     """Its limit does not depend on the service's being alive."""
-    limits = '{"memory_bytes": 4000000000, "cpu_s": 1, "max_duration_s": 9, "max_side_px": 999}'
+    costs = '{"memory_bytes": 4000000000, "cpu_s": 1}'
+    limits = '{"max_duration_s": 9, "max_side_px": 999, "max_frames": 9}'
     code = (
         "import sys, molmo_server.media.probe as p\n"
         "def spin(*_):\n    while True: pass\n"
         "p.look_at = spin\np.main(sys.argv[1:])"
     )
 
-    ended = subprocess.run([sys.executable, "-c", code, limits], input=b"", timeout=60)
+    arguments = ("video", "the video", costs, limits)
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], input=b"", timeout=60)
 
     assert ended.returncode < 0

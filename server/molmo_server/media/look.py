@@ -1,9 +1,9 @@
 """What a file is and measures: decided by its bytes, within limits, remembered by their digest.
 
 Pictures are decoded once in a worker thread (header first, so a bomb is refused before it
-unfolds), videos are looked at in a child process with limited memory and time (`probe`).
+unfolds), videos and large pictures in a child process with limited memory and time (`probe`).
 
-Knows: formats, limits, what a picture or video measures. Does not know: where bytes come from.
+Knows: limits, what a picture or video measures. Does not know: where bytes come from.
 Source: threat table of the security specification.
 """
 
@@ -11,31 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import io
 import json
 import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal
-
-from PIL import Image, ImageOps, UnidentifiedImageError
+from typing import Any, Literal
 
 from molmo_core.errors import InvalidMedia
 from molmo_core.videos import VideoInfo
-from molmo_server.media.probe import ProbeLimits, container_type
+from molmo_server.media.pictures import Canvas, check_picture, measure_picture
+from molmo_server.media.probe import ChildLimits, VideoLimits, container_type
 from molmo_server.settings import MolmoSettings
 
 Kind = Literal["image", "video"]
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-_MIME = {"PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
-_EXIF_ORIENTATION = 0x0112
-_TRANSPOSED = frozenset([5, 6, 7, 8])
-_MAX_REMEMBERED_FRAMES = 100_000
-"""A video with more (the longest allowed one has 72,000 at 120 a second) is looked at each time:
-what is remembered of it takes memory."""
+_APART_FROM_PX = 16_000_000
+"""Decoders take up to 16 bytes for a pixel: larger pictures are decoded in a child process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,27 +57,34 @@ class Looks:
         self._settings = settings
         self._on_known = on_known
         self._on_look = on_look
-        self._known: OrderedDict[tuple[Kind, str], Look] = OrderedDict()
+        self._known: OrderedDict[tuple[Kind, str, str], Look] = OrderedDict()
 
-    async def look(self, data: bytes, what: str, kind: Kind) -> Look:
-        """`what` names the file in messages. Raises InvalidMedia."""
+    async def look(self, data: bytes, what: str, kind: Kind, owner: str = "") -> Look:
+        """`what` names the file in messages; how long a look takes tells nobody what others sent.
+
+        Raises InvalidMedia.
+        """
         sha256 = await asyncio.to_thread(digest, data)
-        known = self._known.get((kind, sha256))
+        key = (kind, sha256, owner)
+        known = self._known.get(key)
         if known is not None:
-            self._known.move_to_end((kind, sha256))
+            self._known.move_to_end(key)
             self._on_known()
             return known
         self._on_look()
         look = await self._first_look(data, sha256, what, kind)
-        if look.video is None or look.video.n_frames <= _MAX_REMEMBERED_FRAMES:
-            self._known[kind, sha256] = look
+        self._known[key] = look
         while len(self._known) > self._settings.media_cache_entries:
             self._known.popitem(last=False)
         return look
 
     async def _first_look(self, data: bytes, sha256: str, what: str, kind: Kind) -> Look:
         if kind == "image":
-            size_hw, mime = await asyncio.to_thread(measure_image, data, what, self._settings)
+            n_pixels = await asyncio.to_thread(check_picture, data, what, _canvas(self._settings))
+            if n_pixels < _APART_FROM_PX:
+                size_hw, mime = await asyncio.to_thread(measure_image, data, what, self._settings)
+            else:
+                size_hw, mime = await _measure_apart(data, what, self._settings)
             return Look(sha256=sha256, mime=mime, size_hw=size_hw)
         container = container_type(data)
         if container is None:
@@ -111,58 +111,47 @@ def measure_image(data: bytes, what: str, settings: MolmoSettings) -> tuple[tupl
 
     Raises InvalidMedia.
     """
-    bombs = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
-            _check_canvas(picture.size, what, settings)
-            picture.load()
-            width, height = picture.size
-            if picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED:
-                width, height = ImageOps.exif_transpose(picture).size
-            return (height, width), _MIME.get(picture.format or "", "image/jpeg")
-    except UnidentifiedImageError as error:
-        raise InvalidMedia(
-            f"{what} is not a picture that can be read; send JPEG, PNG, WebP or GIF"
-        ) from error
-    except bombs as error:
-        raise InvalidMedia(f"{what} has too many pixels; {_canvas_rule(settings)}") from error
-    # What Pillow's decoders raise for damaged files, by experience.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
-        raise InvalidMedia(
-            f"{what} is damaged or cut short ({type(error).__name__}); send the complete file"
-        ) from error
+    return measure_picture(data, what, _canvas(settings))
 
 
-def _check_canvas(size_wh: tuple[int, int], what: str, settings: MolmoSettings) -> None:
-    width, height = size_wh
-    short, long = min(size_wh), max(size_wh)
-    is_allowed = (
-        short >= 1
-        and long <= settings.max_image_side_px
-        and width * height <= settings.max_image_pixels
-        and long <= settings.max_aspect * short
-    )
-    if not is_allowed:
-        raise InvalidMedia(f"{what} is {width}x{height} pixels; {_canvas_rule(settings)}")
+async def _measure_apart(
+    data: bytes, what: str, settings: MolmoSettings
+) -> tuple[tuple[int, int], str]:
+    """As `measure_image`, of a picture whose decoding takes much memory: in a child process."""
+    answer = await _ask_child(data, "picture", asdict(_canvas(settings)), what, settings)
+    height, width = answer["size_hw"]
+    return (height, width), answer["mime"]
 
 
-def _canvas_rule(settings: MolmoSettings) -> str:
-    return (
-        f"allowed are {settings.max_image_pixels:,} pixels, {settings.max_image_side_px:,} a side "
-        f"and an aspect of {settings.max_aspect:g}:1; scale it down"
+def _canvas(settings: MolmoSettings) -> Canvas:
+    return Canvas(
+        max_pixels=settings.max_image_pixels,
+        max_side_px=settings.max_image_side_px,
+        max_aspect=settings.max_aspect,
     )
 
 
 async def probe_in_child(data: bytes, settings: MolmoSettings) -> VideoInfo:
     """Look at a video in a limited child process; raises InvalidMedia."""
-    limits = ProbeLimits(
-        memory_bytes=settings.probe_memory_bytes,
-        cpu_s=math.ceil(settings.probe_timeout_s),
+    limits = VideoLimits(
         max_duration_s=settings.max_video_duration_s,
         max_side_px=settings.max_video_side_px,
+        max_frames=settings.max_video_frames,
+    )
+    answer = await _ask_child(data, "video", asdict(limits), "the video", settings)
+    return VideoInfo(**{**answer, "frame_times_s": tuple(answer["frame_times_s"])})
+
+
+async def _ask_child(
+    data: bytes, kind: str, limits: dict[str, float], what: str, settings: MolmoSettings
+) -> dict[str, Any]:
+    """What the child found; raises InvalidMedia."""
+    costs = ChildLimits(
+        memory_bytes=settings.probe_memory_bytes, cpu_s=math.ceil(settings.probe_timeout_s)
     )
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "molmo_server.media.probe", json.dumps(asdict(limits))),
+        *(sys.executable, "-m", "molmo_server.media.probe", kind, what),
+        *(json.dumps(asdict(costs)), json.dumps(limits)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
@@ -176,12 +165,12 @@ async def probe_in_child(data: bytes, settings: MolmoSettings) -> VideoInfo:
         if child.returncode is None:
             child.kill()
             await child.wait()
-    answer = json.loads(output) if output and child.returncode == 0 else {}
+    answer: dict[str, Any] = json.loads(output) if output and child.returncode == 0 else {}
     if "error" in answer:
         raise InvalidMedia(answer["error"])
     if not answer:
         raise InvalidMedia(
-            "looking at the video took too much time or memory, or crashed the reader; "
-            "send a smaller video, newly encoded with ffmpeg"
+            f"looking at {what} took too much time or memory, or crashed the reader; "
+            f"send a smaller {kind}, newly encoded"
         )
-    return VideoInfo(**{**answer, "frame_times_s": tuple(answer["frame_times_s"])})
+    return answer

@@ -1,9 +1,9 @@
-"""Looks at one video in a process of its own: `python -m molmo_server.media.probe LIMITS`.
+"""Looks at one file in a process of its own: `python -m molmo_server.media.probe KIND WHAT …`.
 
-Reads the file from standard input and writes JSON: the fields of `VideoInfo`, or `{"error": …}`.
-Before anything is parsed it limits its own memory and processor time, so that a hostile file
-costs no more than that. It decodes the first frame: a file whose packets are there but cannot
-be decoded is found here and not in the engine.
+Reads the file from standard input and writes JSON: of a video the fields of `VideoInfo`, of a
+picture its size and type, or `{"error": …}`. Before anything is parsed it limits its own memory and
+processor time, so that a hostile file costs no more than that. Of a video it decodes the first
+frame: a file whose packets are there but cannot be decoded is found here and not in the engine.
 
 Knows: containers, codecs, canvas and duration that are allowed. Does not know: the service.
 """
@@ -27,11 +27,18 @@ _EBML = b"\x1aE\xdf\xa3"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeLimits:
+class ChildLimits:
+    """What a look may cost."""
+
     memory_bytes: int
     cpu_s: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoLimits:
     max_duration_s: float
     max_side_px: int
+    max_frames: int
 
 
 def container_type(data: bytes) -> str | None:
@@ -45,21 +52,35 @@ def container_type(data: bytes) -> str | None:
 
 
 def main(arguments: list[str]) -> None:
-    limits = ProbeLimits(**json.loads(arguments[0]))
-    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_s, limits.cpu_s + 1))
+    """`KIND WHAT COSTS LIMITS`: picture or video, its name in messages, JSON of the limits."""
+    kind, what, costs_json, limits_json = arguments
+    costs, limits = ChildLimits(**json.loads(costs_json)), json.loads(limits_json)
+    resource.setrlimit(resource.RLIMIT_AS, (costs.memory_bytes, costs.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (costs.cpu_s, costs.cpu_s + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # each thread of it would reserve memory
+    data = sys.stdin.buffer.read()
     try:
-        answer = look_at(sys.stdin.buffer.read(), limits)
+        if kind == "picture":
+            answer = look_at_picture(data, what, limits)
+        else:
+            answer = look_at(data, VideoLimits(**limits))
     except InvalidMedia as error:
         answer = {"error": error.message}
     except MemoryError:
-        answer = {"error": "the video needs more memory than is allowed; send a smaller one"}
+        answer = {"error": f"{what} needs more memory than is allowed; send a smaller one"}
     sys.stdout.write(json.dumps(answer))
 
 
-def look_at(data: bytes, limits: ProbeLimits) -> dict[str, Any]:
+def look_at_picture(data: bytes, what: str, canvas: dict[str, Any]) -> dict[str, Any]:
+    """Raises InvalidMedia."""
+    from molmo_server.media.pictures import Canvas, measure_picture  # under the limits
+
+    size_hw, mime = measure_picture(data, what, Canvas(**canvas))
+    return {"size_hw": size_hw, "mime": mime}
+
+
+def look_at(data: bytes, limits: VideoLimits) -> dict[str, Any]:
     """Fields of VideoInfo; raises InvalidMedia."""
     from molmo_core.videos import probe_video  # under the limits, like all that parses
 
@@ -75,7 +96,7 @@ def look_at(data: bytes, limits: ProbeLimits) -> dict[str, Any]:
     return asdict(info)
 
 
-def _check_streams(data: bytes, limits: ProbeLimits) -> int:
+def _check_streams(data: bytes, limits: VideoLimits) -> int:
     """How far frames are turned to be displayed, in degrees."""
     import av
 
@@ -101,15 +122,28 @@ def _check_streams(data: bytes, limits: ProbeLimits) -> int:
                     f"the video is {codec.width}x{codec.height} pixels, allowed are "
                     f"{limits.max_side_px} a side; scale it down"
                 )
-            frame = next(container.decode(video=0), None)
-            if frame is None:
-                raise InvalidMedia("the video has no frames; send a file with at least one frame")
-            return int(frame.rotation)
+            return _first_rotation(container, limits)
     except (av.FFmpegError, ValueError, OSError) as error:
         raise InvalidMedia(
             f"the video cannot be decoded ({type(error).__name__}); "
             "send a complete mp4, mov, webm or mkv file"
         ) from error
+
+
+def _first_rotation(container: Any, limits: VideoLimits) -> int:
+    """Of the first frame that can be decoded; counts packets, which headers may not tell."""
+    frame = None
+    for n_packets, packet in enumerate(container.demux(video=0)):
+        if n_packets > limits.max_frames:
+            raise InvalidMedia(
+                f"the video has more than {limits.max_frames:,} frames; send a shorter part, or "
+                "fewer frames a second"
+            )
+        if frame is None:
+            frame = next(iter(packet.decode()), None)
+    if frame is None:
+        raise InvalidMedia("the video has no frames; send a file with at least one frame")
+    return int(frame.rotation)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from molmo_server.admission import WhileConnected
 from molmo_server.answers.verbs import VERBS, VerbSpec
 from molmo_server.gateway import Gateway
 from molmo_server.routes.body import read_body
+from molmo_server.routes.document import SCHEMA_REFERENCE
 from molmo_server.routes.verb_answers import Answering
 from molmo_server.routes.verb_questions import questions_of
 from molmo_server.tenancy.callers import caller_of
@@ -49,13 +50,22 @@ def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) 
         operation_id=verb,
         response_model=None,
         openapi_extra={"requestBody": _documented_body(spec)},
-        responses={200: {"model": spec.answer, "description": spec.summary}},
+        responses={
+            200: {"model": spec.answer, "description": spec.summary, **_documented_stream(spec)}
+        },
     )
+
+
+def _documented_stream(spec: VerbSpec) -> dict[str, Any]:
+    if not issubclass(spec.request, api.PointingRequest):
+        return {}
+    text = {"type": "string", "description": "`Added` events, then the answer, with `stream`"}
+    return {"content": {"text/event-stream": {"schema": text}}}
 
 
 def _documented_body(spec: VerbSpec) -> dict[str, Any]:
     """JSON, or a form in which files stand for the URLs."""
-    schema = spec.request.model_json_schema()
+    schema = spec.request.model_json_schema(ref_template=SCHEMA_REFERENCE)
     files = {"image": {"type": "array", "items": _FILE, "minItems": 1}, "video": _FILE}
     if "images" not in schema["properties"]:
         del files["image"]
@@ -67,7 +77,7 @@ def _documented_body(spec: VerbSpec) -> dict[str, Any]:
         "oneOf": [{"required": [name]} for name in files],
         "additionalProperties": False,
     }
-    reference = {"$ref": f"#/components/schemas/{spec.request.__name__}"}
+    reference = {"$ref": SCHEMA_REFERENCE.format(model=spec.request.__name__)}
     return {
         "required": True,
         "content": {
