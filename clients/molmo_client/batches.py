@@ -22,7 +22,7 @@ from molmo_client.failures import WrongUsage, failure_of
 from molmo_core.api_batches import Batch, BatchList, BatchRequest, File, LineResult
 
 _PIECE_BYTES = 256 * 1024
-_POLL_S = 1.0
+_FIRST_POLL_S, _LONGEST_POLL_S = 0.5, 10.0
 
 
 class _Ask(Protocol):
@@ -68,7 +68,7 @@ class Batches:
 
     def wait(self, batch_id: str, *, on_change: Callable[[Batch], object] | None = None) -> Batch:
         """The batch when it has ended; `on_change` is told how far it is."""
-        told = None
+        told, pause_s = None, _FIRST_POLL_S
         while True:
             batch = self.get(batch_id)
             if batch != told and on_change is not None:
@@ -76,7 +76,8 @@ class Batches:
             told = batch
             if batch.has_ended:
                 return batch
-            time.sleep(_POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, _LONGEST_POLL_S)
 
     def results(self, batch: Batch) -> Iterator[LineResult]:
         """What lines were answered: first those with success, in order, then the others."""

@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,8 @@ import openai
 import pytest
 
 from molmo_core.api_batches import Batch
+from molmo_core.errors import BatchStoreError
+from molmo_server.batches.jobs import JobStore
 from molmo_server.engine_pool.fake import DEFAULT_ANSWER, FakeEngine, Trick, question_of
 from molmo_server.tenancy.store import KeyStore, KeyUsage
 from tests.server.batches import (
@@ -337,6 +339,34 @@ def test_a_line_that_breaks_every_engine(gateway: RunningGateway) -> None:
     found = results(gateway, batch.error_file_id)
     told = [(one.custom_id, one.response and one.response.status_code) for one in found]
     assert told == [("refused", 400), ("broken", 502)]
+
+
+def test_an_answer_waits_for_a_store_that_is_full(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("molmo_server.batches.runner._LONGEST_PAUSE_S", 0.01)
+    full = {"keep": 5, "finalize": 2, "end": 2, "checked": 1}
+    for name in full:
+        monkeypatch.setattr(JobStore, name, failing_at_first(getattr(JobStore, name), name, full))
+
+    batch = ended(gateway, create(gateway, jsonl([line(f"{k}", f"{k}") for k in range(9)])))
+
+    assert full == dict.fromkeys(full, 0)
+    assert (batch.status, counts(batch)) == ("completed", (9, 9, 0))
+    assert len(results(gateway, batch.output_file_id)) == 9
+    assert asked(gateway) == [f"{k}" for k in range(9)]  # each once
+
+
+def failing_at_first(
+    method: Callable[..., Any], name: str, n_failures: dict[str, int]
+) -> Callable[..., Any]:
+    def failing(*given: Any, **named: Any) -> Any:
+        if n_failures[name] > 0:
+            n_failures[name] -= 1
+            raise BatchStoreError("the disk is full")
+        return method(*given, **named)
+
+    return failing
 
 
 def test_an_answer_names_no_more_than_a_request_would(gateway: RunningGateway) -> None:

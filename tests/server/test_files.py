@@ -406,6 +406,14 @@ def test_many_lines_take_little_memory(store: Store, tmp_path: Path) -> None:
     assert reading(max_lines=10).check(path)[1][0].code == "too_many_lines"
 
 
+def test_a_file_that_was_checked_when_more_was_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "requests"
+    path.write_bytes(jsonl([line("a", "x" * 5000), line("b")]))
+    narrow = reading(max_line_bytes=1000)
+    assert [error.code for error in narrow.check(path)[1]] == ["line_too_long"]
+    assert [one.custom_id for one in narrow.lines(path)] == ["a", "b"]
+
+
 def test_the_quota_holds_for_uploads_side_by_side(tmp_path: Path) -> None:
     folder = BatchFolder(tmp_path / "batches")
     files = FileStore(folder, quota_bytes=100, ttl_s=3600)
