@@ -167,8 +167,9 @@ class RemoteEngine:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._let_go()
-        if self._session is not None:
-            await self._session.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
         self.set_state(EngineState.STOPPED, reason)
 
     def suspect(self, *, must_probe: bool = False) -> None:
@@ -227,7 +228,10 @@ class RemoteEngine:
         Raises EngineUnavailable when the connection breaks, EngineFailed for a 5xx, EngineRefused
         for a 4xx.
         """
-        assert self._session is not None, "start the engine first"
+        if self._session is None:
+            raise EngineUnavailable(
+                f"engine {self.name} is stopped; send the request again", retry_after_s=1
+            )
         headers = {"content-type": "application/json", "x-request-id": request_id}
         headers |= trace_headers()
         response: aiohttp.ClientResponse | None = None
