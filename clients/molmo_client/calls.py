@@ -31,6 +31,8 @@ class Generation(TypedDict, total=False):
     max_tokens: int | None
     temperature: float
     seed: int | None
+    media_options: api.MediaOptions | Mapping[str, Any] | None
+    """How closely media are looked at: `{"max_crops": 12}`, `{"fps": 1, "start": 2, "end": 9}`."""
     region: Region | Mapping[str, float] | None
     """Of one picture, all but track: `{"x0": 0.5, "y0": 0, "x1": 1, "y1": 0.5}`."""
 

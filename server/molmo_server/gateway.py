@@ -28,10 +28,12 @@ from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, Trial
 from molmo_server.media.crop import crop
 from molmo_server.media.gate import CheckedMedia, MediaGate
+from molmo_server.media.options import check_options
 from molmo_server.prompt import Prompt, check_turns
 from molmo_server.questions.chat import Asked, Question
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Journey, Metrics
+from molmo_server.tenancy.salts import TenantSalts
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,7 @@ class Gateway:
     media: MediaGate
     admission: Admission
     metrics: Metrics
+    salts: TenantSalts = field(default_factory=TenantSalts)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
     """Requests that nobody waits for."""
     others: tuple[Gateway, ...] = ()
@@ -110,10 +113,12 @@ class Gateway:
                     settings=self.settings,
                     live=self.live,
                     without_grammars=self.without_grammars,
+                    salts=self.salts,
                 )
                 named = question.model if question.model != self.settings.served_name else None
                 journey.begin("routing")
                 async with AsyncExitStack() as stack:
+                    stack.callback(asked.files.clear)
 
                     async def ask() -> EngineReply:
                         return await stack.enter_async_context(
@@ -143,7 +148,11 @@ class Gateway:
     async def _checked_media(self, question: Question, journey: Journey) -> CheckedMedia:
         image_urls, video_urls = question.image_urls, question.video_urls
         journey.begin("media", n_images=len(image_urls), n_videos=len(video_urls))
-        media = question.media or await self.media.check(image_urls, video_urls)
+        media = question.media or await self.media.check(
+            image_urls, video_urls, owner=question.caller.tenant
+        )
+        if question.media_options is not None:
+            check_options(question.media_options, media)
         if question.region is None or question.media is not None:
             return media
         max_aspect = self.settings.max_aspect
@@ -193,6 +202,8 @@ class Gateway:
         except MolmoError as error:  # refused: a shorter context, other limits
             logger.info("the engine on trial refuses %s: %s", request_id, error.message)
             is_same = False
+        finally:
+            asked.files.clear()
         trial.figures.n_compared += 1
         trial.figures.n_same += is_same
 

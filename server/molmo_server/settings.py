@@ -88,6 +88,9 @@ class MolmoSettings(BaseSettings):
     # Engine
     n_engines: int | None = Field(default=None, ge=0, le=64)
     """Processes of our own, of each model; None: one, or none where `engine_urls` names others."""
+    engine_devices: Annotated[tuple[str, ...], NoDecode] = ()
+    """What each process of ours sees as CUDA_VISIBLE_DEVICES, in turn; in the environment with
+    semicolons between them (`0;1`, or `0,1;2,3`). Empty: all see all."""
     engine_urls: Annotated[tuple[str, ...], NoDecode] = ()
     """Engines that run elsewhere (their checkpoint is still read here), beside our own; in the
     environment with commas between them."""
@@ -96,7 +99,11 @@ class MolmoSettings(BaseSettings):
     """Most tokens of prompt and answer; None: what the checkpoint allows."""
     n_threads: int | None = Field(default=None, ge=1)
     kv_cache_gib: int = Field(default=1, ge=1)
+    frame_cache_gib: float = Field(default=0.5, ge=0)
+    """Decoded frames that the engine remembers, so that a known video is not decoded again."""
     is_eager: bool = True
+    drafts: Literal["auto", "on", "off"] = "auto"
+    """Answers that point are drafted ahead and verified many tokens a step; auto: on CPUs."""
     start_timeout_s: float = Field(default=1200, gt=0)
     health_interval_s: float = Field(default=1, gt=0)
     health_timeout_s: float = Field(default=5, gt=0)
@@ -218,6 +225,12 @@ class MolmoSettings(BaseSettings):
         many = names.split(",") if isinstance(names, str) else names
         return tuple(name.strip().lower() for name in many if name.strip())
 
+    @field_validator("engine_devices", mode="before")
+    @classmethod
+    def _with_semicolons(cls, devices: Any) -> Any:
+        many = devices.split(";") if isinstance(devices, str) else devices
+        return tuple(one.strip() for one in many if one.strip())
+
     @field_validator("engine_urls", mode="before")
     @classmethod
     def _as_addresses(cls, urls: Any) -> Any:
@@ -256,6 +269,11 @@ class MolmoSettings(BaseSettings):
                     f"models has the name {name[:100]!r}; use up to 32 letters, digits and . _ -, "
                     f"and another name than {self.served_name}"
                 )
+        stores = [
+            one for one in (self.store, *self.models.values()) if one and not _is_checkpoint(one)
+        ]
+        if len(set(stores)) < len(stores):
+            raise ValueError("models names a store twice; a store has one current checkpoint")
         return self
 
     @model_validator(mode="after")
@@ -284,13 +302,25 @@ class MolmoSettings(BaseSettings):
                     "models": {},
                     "checkpoint": Path(where) if _is_checkpoint(where) else None,
                     "store": None if _is_checkpoint(where) else where,
-                    "n_engines": self.n_engines or 1,
+                    "n_engines": self._n_of_others,
                     "engine_urls": (),
+                    "n_threads": self.n_threads or self._share_of_cores,
                 }
             )
             for name, where in self.models.items()
         )
         return [self, *others]
+
+    @property
+    def _n_of_others(self) -> int:
+        """Processes of each model in `models`."""
+        return self.n_engines or 1
+
+    @property
+    def _share_of_cores(self) -> int:
+        """Of one process on this machine: left to itself each would take them all."""
+        n_processes = self.n_own_engines + len(self.models) * self._n_of_others
+        return max(len(os.sched_getaffinity(0)) // max(n_processes, 1), 1)
 
     @property
     def n_own_engines(self) -> int:
@@ -300,16 +330,13 @@ class MolmoSettings(BaseSettings):
 
     @property
     def engine_threads(self) -> int | None:
-        """The packaged model is small: with one thread it starts in less time and memory.
-
-        Several engines share the cores: left to itself each would take them all.
-        """
+        """The packaged model is small: with one thread it starts in less time and memory."""
         if self.n_threads is not None:
             return self.n_threads
         if self.checkpoint is None and self.store is None:
             return 1
-        n_cores = len(os.sched_getaffinity(0))
-        return max(n_cores // self.n_own_engines, 1) if self.n_own_engines > 1 else None
+        is_alone = self.n_own_engines == 1 and not self.models
+        return None if is_alone else self._share_of_cores
 
 
 def _is_checkpoint(where: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from molmo_server.engine_pool import EngineState, SupervisedEngine
 from molmo_server.engine_pool.fake import FakeEngine
 from molmo_server.settings import MolmoSettings
-from tests.server.exchange import Stored, serving
+from tests.server.exchange import FakeEngines, Stored, serving
 from tests.server.processes import is_alive
 from tests.server.several import ADMIN, Several, fake_at_port, several
 from tests.support.gateway import error_of, until
@@ -155,6 +156,34 @@ def test_a_process_of_ours_is_drained_and_started_again(stored: Stored, tmp_path
         assert engine.pid not in (None, pid)
         assert engine.checkpoint_id == second
         assert engine.n_restarts == 1
+
+
+def test_an_engine_that_was_given_up_is_tried_again(stored: Stored, tmp_path: Path) -> None:
+    (tmp_path / "fail").touch()
+    own = partial(FakeEngines, options={stored.first: ["--fail-if", str(tmp_path / "fail")]})
+    with serving(stored, tmp_path, own, is_ready=False, max_failed_starts=1) as service:
+        until(lambda: service.pool.has_failed)
+        (tmp_path / "fail").unlink()
+        service.http.post("/admin/engines/engine-0/restart", headers=ADMIN)
+        until(lambda: service.pool.is_ready)
+        assert service.answering() == stored.first
+
+
+def test_each_process_of_ours_has_its_devices(stored: Stored, tmp_path: Path) -> None:
+    def seen() -> list[str]:
+        found = []
+        for engine in service.pool.engines:
+            assert isinstance(engine, SupervisedEngine)
+            variables = Path(f"/proc/{engine.pid}/environ").read_bytes().split(b"\0")
+            found += [v.decode() for v in variables if v.startswith(b"CUDA_VISIBLE_DEVICES=")]
+        return [one.partition("=")[2] for one in found]
+
+    with serving(stored, tmp_path, n_engines=2, engine_devices="0,1; 2,3") as service:
+        until(lambda: all(one.ready.is_set() for one in service.pool.engines))
+        assert seen() == ["0,1", "2,3"]
+        assert service.activate(stored.publish("second")).status_code == 200
+        assert [e.name for e in service.pool.engines] == ["engine-2", "engine-3"]
+        assert seen() == ["0,1", "2,3"]
 
 
 @pytest.mark.parametrize(

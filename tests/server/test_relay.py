@@ -15,9 +15,11 @@ from molmo_server.answers.reading import AnswerReader
 from molmo_server.answers.relay import StreamRelay
 from molmo_server.engine_pool.fake import stream_events
 from molmo_server.media.gate import CheckedImage, CheckedMedia
+from molmo_server.media.handing import MediaFile
 from tests.support.gateway import events_of
 
-MEDIA = CheckedMedia(images=(CheckedImage(url="data:", size_hw=(100, 200)),))
+FILE = MediaFile(data=b"", mime="image/png")
+MEDIA = CheckedMedia(images=(CheckedImage(file=FILE, size_hw=(100, 200)),))
 IDENTITY = {"id": "chatcmpl-1", "created": 5, "model": "m"}
 DONE = b"data: [DONE]\n\n"
 

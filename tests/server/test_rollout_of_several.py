@@ -43,10 +43,12 @@ def test_while_one_loads_the_other_answers_and_both_can_be_named(
     until(lambda: two.pool.engines[1].state is EngineState.LOADING)
     assert two.answering() == second  # the first engine has it already
     assert two.answering(model=second) == second
-    asked_for_old: list[str] = []
-    waiting = threading.Thread(
-        target=lambda: asked_for_old.append(str(two.ask(model=stored.first)))
-    )
+    asked_for_old: list[int] = []
+
+    def ask_for_old() -> None:
+        asked_for_old.append(two.ask(model=stored.first).status_code)
+
+    waiting = threading.Thread(target=ask_for_old)
     waiting.start()
     loading.join(timeout=30)
     waiting.join(timeout=30)

@@ -148,6 +148,21 @@ def test_names_that_cannot_be_are_refused(name: str) -> None:
         MolmoSettings(models={name: "/somewhere"})
 
 
+def test_a_store_is_for_one_model() -> None:
+    with pytest.raises(ValueError, match="models names a store twice"):
+        MolmoSettings(store="s3://a", models={"other": "s3://a"})
+
+
+def test_engines_on_one_machine_share_its_cores(folder: Path) -> None:
+    n_cores = len(os.sched_getaffinity(0))
+    alone = MolmoSettings(checkpoint=folder)
+    assert alone.engine_threads is None  # vLLM takes and pins them all
+    several = MolmoSettings(checkpoint=folder, n_engines=2, models={"other": str(folder)})
+    assert [one.engine_threads for one in several.of_models()] == [max(n_cores // 4, 1)] * 2
+    told = MolmoSettings(checkpoint=folder, n_engines=2, n_threads=7)
+    assert told.engine_threads == 7
+
+
 def test_molmo_serve_starts_engines_for_each(folder: Path, tmp_path: Path) -> None:
     variables = {"MOLMO_MODELS": json.dumps({"other": str(folder)}), "MOLMO_ADMIN_KEY": KEY}
     with started(serve_fake(folder, tmp_path), **variables) as server:

@@ -107,7 +107,7 @@ class EveryEngine:
         try:
             for engine in replaced:
                 is_last = engine is replaced[-1]
-                second = self._second_engine(new)
+                second = self._second_engine(new, engine)
                 on_chosen = partial(self._serve, new, drained) if is_last else _nothing_yet
                 examination = Examination() if done else self._plan.examination
                 done.append(await self._exchange(engine, second, examination, on_chosen))
@@ -164,9 +164,10 @@ class EveryEngine:
             process=self._own.process(checkpoint, engine.name) if is_own and self._own else None,
         )
 
-    def _second_engine(self, checkpoint: Checkpoint) -> SupervisedEngine:
+    def _second_engine(self, checkpoint: Checkpoint, beside: RemoteEngine) -> SupervisedEngine:
         assert self._own is not None, "the rollout has seen to it"
-        return self._own.engine(checkpoint, self._own.name(next(self._numbers)), is_on_trial=True)
+        assert isinstance(beside, SupervisedEngine), "the rollout has seen to it"
+        return self._own.on_trial(checkpoint, self._own.name(next(self._numbers)), beside)
 
     async def _exchange(
         self,
@@ -192,7 +193,8 @@ class EveryEngine:
     async def _exchange_back(self, engine: RemoteEngine, old: Checkpoint) -> None:
         """One that cannot be had back with the old checkpoint leaves: there are others."""
         try:
-            await self._exchange(engine, self._second_engine(old), Examination(), _nothing_yet)
+            second = self._second_engine(old, engine)
+            await self._exchange(engine, second, Examination(), _nothing_yet)
         except CheckpointError as worse:
             logger.error("engine %s leaves, %s does not start: %s", engine.name, old.id, worse)
             self._pool.remove(engine, drain_s=self._plan.leave_s)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from molmo_core.api_requests import Seed, StrictRequest
+from molmo_core.api_requests import MediaOptions, Seed, StrictRequest
 from molmo_core.errors import InvalidRequest
 from molmo_core.prompts import Turn, with_style
 from molmo_server.answers.grammar import AnswerForm, AnswerShape
@@ -130,6 +130,7 @@ class ChatRequest(StrictRequest):
     repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
     ignore_eos: bool | None = None
     grounding: GroundingOptions | None = None
+    media_options: MediaOptions | None = None
     user: str | None = None
     """Taken for OpenAI's sake, not used."""
 
@@ -198,7 +199,12 @@ class ChatRequest(StrictRequest):
 
 
 def check_limits(
-    request: ChatRequest, *, max_choices: int, max_logprobs: int, max_stops: int
+    request: ChatRequest,
+    *,
+    max_choices: int,
+    max_logprobs: int,
+    max_stops: int,
+    takes_min_p: bool,
 ) -> None:
     """Raises InvalidRequest for values above what this service allows."""
     n_stops = len(request.stop) if isinstance(request.stop, list) else 0
@@ -212,6 +218,12 @@ def check_limits(
             raise InvalidRequest(
                 f"got {got}{unit} in {name}, allowed are {allowed}; ask for fewer", param=name
             )
+    if request.min_p and not takes_min_p:
+        raise InvalidRequest(
+            f"min_p is {request.min_p}, and the engine drafts answers ahead, which it cannot under "
+            "min_p: leave it out or use top_p, or start the server with MOLMO_DRAFTS=off",
+            param="min_p",
+        )
 
 
 def _text(parts: list[Any]) -> str:

@@ -16,6 +16,7 @@ from molmo_server.admission import WhileConnected
 from molmo_server.answers.events import error_events
 from molmo_server.answers.reading import AnswerReader, read_answer
 from molmo_server.answers.relay import StreamRelay
+from molmo_server.engine.launch import is_drafting
 from molmo_server.engine_pool import EngineReply
 from molmo_server.errors import note_error
 from molmo_server.gateway import Gateway
@@ -35,6 +36,8 @@ _REQUEST_BODY = {
 
 def chat_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["chat"])
+    is_own = gateway.settings.n_own_engines > 0
+    takes_min_p = not (is_own and is_drafting(gateway.settings.drafts))
 
     @router.post(
         "/v1/chat/completions",
@@ -52,6 +55,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
             max_choices=settings.max_choices,
             max_logprobs=settings.max_logprobs,
             max_stops=settings.max_stops,
+            takes_min_p=takes_min_p,
         )
         image_urls, video_urls = call.media_urls()
         caller = caller_of(request.scope)
@@ -65,6 +69,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
             shape=call.shape(),
             constrained=True,
             options=call.engine_options(),
+            media_options=call.media_options,
             caller=caller,
         )
 

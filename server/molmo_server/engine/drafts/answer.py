@@ -10,6 +10,7 @@ Knows: the form of answers (`molmo_core.points.render`). Does not know: prompts,
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from molmo_core.points import NO_TRACKS_TEXT, NONE_TEXT
 from molmo_core.tokens import TURN_END
@@ -24,10 +25,10 @@ _POINTS, _TRACKS, _COUNTING = "<points ", "<tracks ", "Counting the "
 class AnswerSoFar:
     """`read` what was written, then `rest` tells what may follow."""
 
-    def __init__(self, asked: Asked, last_digits: LastDigits) -> None:
+    def __init__(self, asked: Asked) -> None:
         self._groups = asked.groups
         self._label = asked.label
-        self._last_digits = last_digits
+        self._last_digits = LastDigits()
         tags = (_TRACKS, _POINTS) if "track" in asked.question.lower() else (_POINTS, _TRACKS)
         self._forms = (
             *(lead + tag + _COORDS for tag in tags for lead in ("", _COUNTING)),
@@ -57,8 +58,8 @@ class AnswerSoFar:
             self._coords = self._opened(self._text)
 
     def _end_coords(self, coords: CoordsSoFar) -> None:
-        self._forms = (self._closing(self._text, coords),)
-        self._end = _end(self._text, coords)
+        self._forms = (self._closing(self._text, coords.n_objects),)
+        self._end = _end(self._text, coords.n_objects)
         self._text, self._coords = '"', None
 
     def rest(self) -> Iterator[str]:
@@ -70,19 +71,19 @@ class AnswerSoFar:
             if not form.endswith(_COORDS):
                 return
             coords, opening = self._opened(form), form
-        yield from coords.rest(self._closing(opening, coords))
+        yield from coords.rest(partial(self._closing, opening))
 
     def _opened(self, opening: str) -> CoordsSoFar:
         return CoordsSoFar(self._groups, self._last_digits, is_track=_is_track(opening))
 
-    def _closing(self, opening: str, coords: CoordsSoFar) -> str:
-        return f'">{self._label}{_end(opening, coords)}' if self._label else '">'
+    def _closing(self, opening: str, n_objects: int) -> str:
+        return f'">{self._label}{_end(opening, n_objects)}' if self._label else '">'
 
 
 def _is_track(opening: str) -> bool:
     return opening.rfind(_TRACKS) > opening.rfind(_POINTS)
 
 
-def _end(opening: str, coords: CoordsSoFar) -> str:
-    tail = f" shows a total of {coords.n_objects}." if _COUNTING in opening else ""
+def _end(opening: str, n_objects: int) -> str:
+    tail = f" shows a total of {n_objects}." if _COUNTING in opening else ""
     return f"</{'tracks' if _is_track(opening) else 'points'}>{tail}{TURN_END}"

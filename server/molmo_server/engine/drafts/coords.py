@@ -6,14 +6,16 @@ tokens. Whatever is read is taken as it is: this guesses, `molmo_core.points` ju
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from molmo_server.engine.drafts.motion import LastDigits, Path
+from molmo_server.engine.drafts.motion import N_DIGITS, LastDigits, Path
 
 _N_WORDS = 3  # of an object in a group: id, x, y
-_N_DIGITS = 3
 _MAX_TIME_CHARS = 9
 _MIDDLE = 500.0
+
+Paths = Mapping[str, Path]
+"""By id."""
 
 
 class CoordsSoFar:
@@ -26,7 +28,7 @@ class CoordsSoFar:
         self._groups = groups
         self._last_digits = last_digits
         self._is_track = is_track
-        self._paths: dict[str, Path] = {}
+        self._paths: Paths = {}
         self._words: list[str] = []  # of this group: its name, then id, x, y of each object
         self._word = ""
         self._before: list[str] = []  # words of the group in front
@@ -42,46 +44,49 @@ class CoordsSoFar:
         self._words.append(self._word)
         self._word = ""
         if _ends_object(self._words):
-            self._see(*self._words[-_N_WORDS:])
+            self._paths = _with_object(self._paths, self._words)
+            for word in filter(_is_coordinate, self._words[1 - _N_WORDS :]):
+                self._last_digits.count(int(word))
         if char in ";\t":
             self._before, self._words = self._words, []
 
-    def _see(self, object_id: str, x: str, y: str) -> None:
-        if _is_coordinate(x) and _is_coordinate(y):
-            path = self._paths.setdefault(object_id, Path())
-            path.see(_seconds(self._words[0]), int(x), int(y))
-            self._last_digits.count(int(x))
-            self._last_digits.count(int(y))
+    def rest(self, closing: Callable[[int], str]) -> Iterator[str]:
+        """Pieces to the end of the attribute, then what `closing` makes of the number of objects.
 
-    def rest(self, closing: str) -> Iterator[str]:
-        """Pieces to the end of the attribute, then `closing`; ends where nothing is likely."""
+        Ends where nothing is likely.
+        """
         words, begun, before = list(self._words), self._word, self._before
-        while (word := self._next_word(words, begun, before)) is not None:
+        paths = self._paths
+        while (word := self._next_word(words, begun, before, paths)) is not None:
             yield word[len(begun) :]
             words.append(word)
             begun = ""
+            if _ends_object(words):
+                paths = _with_object(paths, words)
             if not _ends_object(words) or self._next_id(words, before):
                 yield " "
             elif self._is_track and self._groups_behind(words):
                 yield ";"
                 words, before = [], words
             else:
-                yield closing
+                yield closing(len(paths))
                 return
 
-    def _next_word(self, words: list[str], begun: str, before: list[str]) -> str | None:
+    def _next_word(
+        self, words: list[str], begun: str, before: list[str], paths: Paths
+    ) -> str | None:
         """The likeliest word behind `words` that starts with `begun`."""
         if not words:
             return next((n for n in self._groups_behind(before) if n.startswith(begun)), None)
         if len(words) % _N_WORDS == 1:
-            object_id = self._next_id(words, before) or str(self.n_objects + 1)
+            object_id = self._next_id(words, before) or str(len(paths) + 1)
             return object_id if object_id.startswith(begun) else begun
-        if len(begun) >= _N_DIGITS:
+        if len(begun) >= N_DIGITS:
             return begun
         if begun and not begun.isdecimal():
             return None
         axis = (len(words) - 2) % _N_WORDS
-        path = self._paths.get(words[-1 - axis])
+        path = paths.get(words[-1 - axis])
         forecast = path.at(_seconds(words[0]), axis) if path else _MIDDLE
         return self._last_digits.write(forecast, begun)
 
@@ -89,8 +94,9 @@ class CoordsSoFar:
         """Names of groups that may follow the one of `words`; without words all."""
         if not words:
             return self._groups
-        is_known = words[0] in self._groups
-        return self._groups[self._groups.index(words[0]) + 1 :] if is_known else ()
+        if words[0] not in self._groups:
+            return ()
+        return self._groups[self._groups.index(words[0]) + 1 :]
 
     def _next_id(self, words: list[str], before: list[str]) -> str | None:
         """Objects are expected where they were in the group in front."""
@@ -107,12 +113,21 @@ def _ends_object(words: list[str]) -> bool:
     return len(words) > 1 and len(words) % _N_WORDS == 1
 
 
+def _with_object(paths: Paths, words: list[str]) -> Paths:
+    """`paths` with the last object of a group; unchanged where it has no place."""
+    object_id, x, y = words[-_N_WORDS:]
+    if not (_is_coordinate(x) and _is_coordinate(y)):
+        return paths
+    path = paths.get(object_id, Path()).on_to(_seconds(words[0]), int(x), int(y))
+    return {**paths, object_id: path}
+
+
 def _latest_index(ids: list[str], wanted: str) -> int:
     return max((k for k, one in enumerate(ids) if one == wanted), default=len(ids))
 
 
 def _is_coordinate(word: str) -> bool:
-    return word.isdecimal() and len(word) <= _N_DIGITS + 1
+    return word.isdecimal() and len(word) <= N_DIGITS + 1
 
 
 def _seconds(word: str) -> float:

@@ -23,7 +23,6 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from molmo_core.tokens import IM_PATCH
 from molmo_server.engine.drafts.answer import AnswerSoFar
 from molmo_server.engine.drafts.asked import read_prompt
-from molmo_server.engine.drafts.motion import LastDigits
 
 _N_COMPARED = 16
 """So many of a row's latest tokens tell whether it is the same request."""
@@ -46,7 +45,6 @@ class CoordProposer:
         self._n_drafted: int = speculative.num_speculative_tokens
         self._max_model_len: int = model.max_model_len
         self._spelling = Spelling(cached_tokenizer_from_config(model))
-        self._last_digits = LastDigits()
         self._followed: dict[int, _Followed] = {}
         # vLLM drafts zeros for everyone when one request comes near the context of the model that
         # drafts. Here is no such model, and what is too long the scheduler cuts.
@@ -84,7 +82,7 @@ class CoordProposer:
             answer.read(self._spelling.text_of(ids[n_read:]))
         else:
             asked, said = read_prompt(self._spelling.text_of(ids))
-            answer = AnswerSoFar(asked, self._last_digits)
+            answer = AnswerSoFar(asked)
             answer.read(said)
         self._followed[row] = _Followed(answer=answer, n_read=len(ids), latest=_latest(ids))
         n_wanted = min(self._n_drafted, self._max_model_len - len(ids) - 1)
