@@ -6,15 +6,19 @@ Source: `molmo_core.api`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, Literal, TypedDict, TypeVar
 
 import httpx2
 from pydantic import BaseModel, ValidationError
 
 from molmo_client.failures import RequestFailed, failure_of
 from molmo_client.media import MediaInput, OneMedia, encode, encode_all, media_type
+from molmo_client.tracing import trace_headers
 from molmo_core import api
+from molmo_core.api import GivenPoint, Region
 from molmo_core.errors import InvalidMedia, InvalidRequest
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -28,8 +32,26 @@ class Generation(TypedDict, total=False):
     max_tokens: int | None
     temperature: float
     seed: int | None
+    media_options: api.MediaOptions | dict[str, Any] | None
+    """How closely media are looked at: `{"max_crops": 12}`, `{"fps": 1, "start": 2, "end": 9}`."""
+    region: Region | dict[str, float] | None
+    """Of one picture, all but track: `{"x0": 0.5, "y0": 0, "x1": 1, "y1": 0.5}`."""
+
+    # Of point, count and track.
     constrained: bool | None
-    """Of point, count and track."""
+    confidence: bool | None
+    max_points: int | None
+
+    # Of track.
+    frame_rate: float | None
+    interpolate: float | bool
+    points: list[GivenPoint | dict[str, float]] | None
+    """Objects to go on following: `[{"t": 0.5, "x": 0.2, "y": 0.7}]`."""
+
+
+PointingVerb = Literal["point", "count", "track"]
+What = str | Sequence[str]
+"""One object, or several to be asked about one by one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,12 +61,19 @@ class Call(Generic[Answer]):
     body: bytes | None
     answer_type: type[Answer]
     content_type: str = "application/json"
+    file: BinaryIO | None = None
+    """A file of requests, sent as a form while it is read."""
 
     def request_options(self) -> dict[str, Any]:
         """Keyword arguments for `httpx2`'s `request`."""
-        options: dict[str, Any] = {"method": self.method, "url": self.path}
+        headers = trace_headers()
+        options: dict[str, Any] = {"method": self.method, "url": self.path, "headers": headers}
         if self.body is not None:
-            options |= {"content": self.body, "headers": {"content-type": self.content_type}}
+            options["content"] = self.body
+            headers["content-type"] = self.content_type
+        if self.file is not None:
+            name = Path(self.file.name).name
+            options |= {"files": {"file": (name, self.file)}, "data": {"purpose": "batch"}}
         return options
 
     def read(self, response: httpx2.Response) -> Answer:
@@ -60,22 +89,30 @@ class Call(Generic[Answer]):
             ) from failure
 
 
-def point(media: MediaInput, what: str, options: Generation) -> Call[api.PointAnswer]:
-    fields = {**_media_fields(media), "object": what, **options}
+def point(media: MediaInput, what: What, options: Generation) -> Call[api.PointAnswer]:
+    fields = {**_media_fields(media), **_objects(what), **options}
     return _verb("/v1/point", api.PointRequest, fields, api.PointAnswer)
 
 
-def count(media: MediaInput, what: str, options: Generation) -> Call[api.CountAnswer]:
-    fields = {**_media_fields(media), "object": what, **options}
+def count(media: MediaInput, what: What, options: Generation) -> Call[api.CountAnswer]:
+    fields = {**_media_fields(media), **_objects(what), **options}
     return _verb("/v1/count", api.CountRequest, fields, api.CountAnswer)
 
 
-def track(video: MediaInput, what: str, options: Generation) -> Call[api.TrackAnswer]:
+def track(video: MediaInput, what: What, options: Generation) -> Call[api.TrackAnswer]:
     encoded = encode_all(video)
     if len(encoded) != 1 or not encoded[0].may_be_video:
         raise InvalidMedia("tracking takes one video and got a picture; use point for pictures")
-    fields = {"video_url": encoded[0].url, "object": what, **options}
+    fields = {"video_url": encoded[0].url, **_objects(what), **options}
     return _verb("/v1/track", api.TrackRequest, fields, api.TrackAnswer)
+
+
+def streamed(verb: PointingVerb, media: MediaInput, what: What, options: Generation) -> Call[Any]:
+    """The answer type is that of the verb."""
+    asking: Generation = {**options, "stream": True}  # type: ignore[typeddict-unknown-key]
+    if verb == "track":
+        return track(media, what, asking)
+    return point(media, what, asking) if verb == "point" else count(media, what, asking)
 
 
 def caption(media: MediaInput, options: Generation) -> Call[api.CaptionAnswer]:
@@ -103,6 +140,10 @@ def models() -> Call[api.ModelList]:
     return Call(method="GET", path="/v1/models", body=None, answer_type=api.ModelList)
 
 
+def _objects(what: What) -> dict[str, Any]:
+    return {"object": what} if isinstance(what, str) else {"objects": list(what)}
+
+
 def _media_fields(media: MediaInput) -> dict[str, Any]:
     encoded = encode_all(media)
     if encoded[0].kind == "video":
@@ -121,5 +162,5 @@ def _verb(
         first = failure.errors(include_input=False, include_url=False)[0]
         param = ".".join(str(part) for part in first["loc"]) or None
         raise InvalidRequest(f"{param or 'request'}: {first['msg']}", param=param) from failure
-    body = request.model_dump_json(exclude_none=True).encode()
+    body = request.model_dump_json(exclude_none=True, exclude_unset=True).encode()
     return Call(method="POST", path=path, body=body, answer_type=answer_type)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Self, Unpack
 
 import httpx2
 
 from molmo_client import calls
-from molmo_client.calls import Answer, Call, Generation
+from molmo_client.batches import Batches
+from molmo_client.calls import Answer, Call, Generation, PointingVerb, What
 from molmo_client.connection import Arriving, Connection, connection_to
+from molmo_client.events import VerbEvents
 from molmo_client.failures import failure_of
 from molmo_client.media import MediaInput, OneMedia
 from molmo_client.retries import RetryPolicy, random_jitter
@@ -47,21 +50,22 @@ class Client:
             url, api_key=api_key, answer_timeout_s=answer_timeout_s, retries=retries
         )
         self._http = httpx2.Client(transport=transport, **self.connection.httpx_options())
+        self.batches = Batches(self._answer, self._http, self.connection)
 
     def point(
-        self, media: MediaInput, object: str, **options: Unpack[Generation]
+        self, media: MediaInput, object: What, **options: Unpack[Generation]
     ) -> api.PointAnswer:
-        """Where every `object` ("the red circle") is."""
+        """Where every `object` ("the red circle") is; several are asked about one by one."""
         return self._answer(calls.point(media, object, options))
 
     def count(
-        self, media: MediaInput, object: str, **options: Unpack[Generation]
+        self, media: MediaInput, object: What, **options: Unpack[Generation]
     ) -> api.CountAnswer:
         """How many there are, and where."""
         return self._answer(calls.count(media, object, options))
 
     def track(
-        self, video: MediaInput, object: str, **options: Unpack[Generation]
+        self, video: MediaInput, object: What, **options: Unpack[Generation]
     ) -> api.TrackAnswer:
         """Where every `object` is in each frame that the model saw."""
         return self._answer(calls.track(video, object, options))
@@ -77,6 +81,24 @@ class Client:
         return self._answer(calls.query(media, question, options))
 
     ask = query
+
+    def stream(
+        self, verb: PointingVerb, media: MediaInput, object: What, **options: Unpack[Generation]
+    ) -> Iterator[api.Observation | api.PointingAnswer]:
+        """Places as they are written, and at last the answer that the verb's method gives."""
+        call = calls.streamed(verb, media, object, options)
+        events = VerbEvents(call)
+        response = self._response(call, is_streamed=True)
+        try:
+            if response.status_code >= 400:
+                call.read(response)
+            for line in response.iter_lines():
+                yield from events.feed(line)
+        except httpx2.TransportError as failure:
+            raise self.connection.failure(failure) from failure
+        finally:
+            response.close()
+        events.check_end()
 
     def upload(self, media: OneMedia) -> api.UploadedMedia:
         """Send a file once; what comes back is given as `media` as often as one likes."""
@@ -110,11 +132,11 @@ class Client:
     def _answer(self, call: Call[Answer]) -> Answer:
         return call.read(self._response(call))
 
-    def _response(self, call: Call[Answer]) -> httpx2.Response:
+    def _response(self, call: Call[Answer], *, is_streamed: bool = False) -> httpx2.Response:
         n_tries = 0
         while True:
             n_tries += 1
-            outcome = self._try(call)
+            outcome = self._try(call, is_streamed)
             delay_s = self.connection.retries.delay_s(n_tries, outcome, jitter=random_jitter())
             if delay_s is None:
                 break
@@ -124,8 +146,16 @@ class Client:
             raise self.connection.failure(outcome) from outcome
         return outcome
 
-    def _try(self, call: Call[Answer]) -> httpx2.Response | httpx2.TransportError:
+    def _try(
+        self, call: Call[Answer], is_streamed: bool
+    ) -> httpx2.Response | httpx2.TransportError:
         try:
+            if is_streamed:
+                request = self._http.build_request(**call.request_options())
+                response = self._http.send(request, stream=True)
+                if response.status_code >= 400:
+                    response.read()
+                return response
             with self._http.stream(**call.request_options()) as response:
                 arriving = Arriving(response, limit_s=self.connection.answer_timeout_s)
                 for piece in response.iter_bytes():
@@ -159,19 +189,19 @@ class AsyncClient:
         self._http = httpx2.AsyncClient(transport=transport, **self.connection.httpx_options())
 
     async def point(
-        self, media: MediaInput, object: str, **options: Unpack[Generation]
+        self, media: MediaInput, object: What, **options: Unpack[Generation]
     ) -> api.PointAnswer:
-        """Where every `object` ("the red circle") is."""
+        """Where every `object` ("the red circle") is; several are asked about one by one."""
         return await self._answer(await asyncio.to_thread(calls.point, media, object, options))
 
     async def count(
-        self, media: MediaInput, object: str, **options: Unpack[Generation]
+        self, media: MediaInput, object: What, **options: Unpack[Generation]
     ) -> api.CountAnswer:
         """How many there are, and where."""
         return await self._answer(await asyncio.to_thread(calls.count, media, object, options))
 
     async def track(
-        self, video: MediaInput, object: str, **options: Unpack[Generation]
+        self, video: MediaInput, object: What, **options: Unpack[Generation]
     ) -> api.TrackAnswer:
         """Where every `object` is in each frame that the model saw."""
         return await self._answer(await asyncio.to_thread(calls.track, video, object, options))
@@ -187,6 +217,25 @@ class AsyncClient:
         return await self._answer(await asyncio.to_thread(calls.query, media, question, options))
 
     ask = query
+
+    async def stream(
+        self, verb: PointingVerb, media: MediaInput, object: What, **options: Unpack[Generation]
+    ) -> AsyncIterator[api.Observation | api.PointingAnswer]:
+        """Places as they are written, and at last the answer that the verb's method gives."""
+        call = await asyncio.to_thread(calls.streamed, verb, media, object, options)
+        events = VerbEvents(call)
+        response = await self._response(call, is_streamed=True)
+        try:
+            if response.status_code >= 400:
+                call.read(response)
+            async for line in response.aiter_lines():
+                for found in events.feed(line):
+                    yield found
+        except httpx2.TransportError as failure:
+            raise self.connection.failure(failure) from failure
+        finally:
+            await response.aclose()
+        events.check_end()
 
     async def upload(self, media: OneMedia) -> api.UploadedMedia:
         """Send a file once; what comes back is given as `media` as often as one likes."""
@@ -220,11 +269,11 @@ class AsyncClient:
     async def _answer(self, call: Call[Answer]) -> Answer:
         return call.read(await self._response(call))
 
-    async def _response(self, call: Call[Answer]) -> httpx2.Response:
+    async def _response(self, call: Call[Answer], *, is_streamed: bool = False) -> httpx2.Response:
         n_tries = 0
         while True:
             n_tries += 1
-            outcome = await self._try(call)
+            outcome = await self._try(call, is_streamed)
             delay_s = self.connection.retries.delay_s(n_tries, outcome, jitter=random_jitter())
             if delay_s is None:
                 break
@@ -234,8 +283,16 @@ class AsyncClient:
             raise self.connection.failure(outcome) from outcome
         return outcome
 
-    async def _try(self, call: Call[Answer]) -> httpx2.Response | httpx2.TransportError:
+    async def _try(
+        self, call: Call[Answer], is_streamed: bool
+    ) -> httpx2.Response | httpx2.TransportError:
         try:
+            if is_streamed:
+                request = self._http.build_request(**call.request_options())
+                response = await self._http.send(request, stream=True)
+                if response.status_code >= 400:
+                    await response.aread()
+                return response
             async with self._http.stream(**call.request_options()) as response:
                 arriving = Arriving(response, limit_s=self.connection.answer_timeout_s)
                 async for piece in response.aiter_bytes():

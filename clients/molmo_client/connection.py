@@ -25,7 +25,8 @@ _LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Connection:
-    """`answer_timeout_s` bounds the silence before an answer, and the time until all of it came."""
+    """`answer_timeout_s` bounds the silence before an answer, and the time until all of it came;
+    of one that is read as it comes, the silence between two bytes."""
 
     url: str
     api_key: str | None = field(default=None, repr=False)

@@ -34,6 +34,7 @@ _LEAVES: tuple[type[MolmoError], ...] = (
     errors.DeadlineExceeded,
     errors.CheckpointError,
     errors.KeyStoreError,
+    errors.BatchStoreError,
     errors.UnsupportedEngine,
 )
 _BY_STATUS: dict[int, type[MolmoError]] = {

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from molmo_core.points import PointGroup, render_points
 from molmo_core.tokens import IMAGE, TURN_END, TURN_START, VIDEO
 
 DEMO_STYLES = frozenset(
@@ -196,3 +197,28 @@ def verb_prompt(verb: Verb, text: str = "", *, n_images: int = 0, has_video: boo
         return f"Point to {text}{where}."
     where = "video" if has_video else "images" if n_images > 1 else "image"
     return f"How many {text} are there in the {where}? Point to each one."
+
+
+TRACK_FPS = 2.0
+"""Rate of the answers that most of the training's tracks have."""
+_CONTINUED = "video_single_point_track_per_frame"
+
+
+def track_prompt(
+    text: str,
+    *,
+    frame_rate: float | None = None,
+    seen_at: tuple[float, float, float] | None = None,
+) -> str:
+    """The user text of track when its answer's rate is named, or an object is to be followed on.
+
+    In the words of the training. `seen_at`: (seconds, x, y) of the object, x and y from 0 to 1;
+    the answer begins behind that moment.
+    """
+    if seen_at is None:
+        if frame_rate is None:
+            return verb_prompt("track", text, has_video=True)
+        return f"Track {text} in {frame_rate:g} FPS"
+    time_s, x, y = seen_at
+    tag = render_points([PointGroup(points=[(x, y)], time_s=time_s)], text)
+    return with_style(f"Track {tag} in {frame_rate or TRACK_FPS:g} FPS.", _CONTINUED)

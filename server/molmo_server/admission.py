@@ -6,6 +6,9 @@ several, none may have more requests waiting than places are free: whoever asks 
 so at once, and whoever asks seldom finds a place. A tenant alone has the whole queue, and gives up
 places, latest first, when another one comes.
 
+Requests in the background (the lines of batches) take a turn when nobody else waits, and one turn
+in many when somebody does; their time begins with it.
+
 Knows: counts, time, names of tenants. Does not know: what a request is about.
 """
 
@@ -17,13 +20,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from molmo_core.errors import Busy, DeadlineExceeded
 
 _BUSY_RETRY_S = 2.0
 _PRESENT_S = 60.0
 """So long after its last request a tenant still counts as there."""
+_BACKGROUND_EVERY = 16
+"""One turn of so many is for the background, so that it comes to an end under any load."""
 
 
 class _Line:
@@ -98,6 +103,8 @@ class Admission:
     def __init__(self, *, max_concurrent: int, max_queued: int, deadline_s: float) -> None:
         self._line = _Line()
         self._presence = _Presence()
+        self._background = _Line()
+        self._n_turns = 0
         self._max_concurrent = max_concurrent
         self._max_queued = max_queued
         self._deadline_s = deadline_s
@@ -108,16 +115,20 @@ class Admission:
         return len(self._line)
 
     @asynccontextmanager
-    async def admit(self, tenant: str = "") -> AsyncIterator[float]:
+    async def admit(self, tenant: str = "", *, is_background: bool = False) -> AsyncIterator[float]:
         """Wait for a turn; yields the deadline as time of the event loop.
 
         Raises Busy when the queue is full, DeadlineExceeded when the time is over, in the queue
-        or inside the block.
+        or inside the block; in the background only inside the block.
         """
-        deadline = asyncio.get_running_loop().time() + self._deadline_s
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._deadline_s
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._wait(tenant)
+            async with asyncio.timeout_at(None if is_background else deadline) as limit:
+                await self._wait(tenant, is_background)
+                if is_background:
+                    deadline = now() + self._deadline_s
+                    limit.reschedule(deadline)
                 try:
                     yield deadline
                 finally:
@@ -128,30 +139,37 @@ class Admission:
                 "ask for fewer tokens or send it again later"
             ) from error
 
-    async def _wait(self, tenant: str) -> None:
+    async def _wait(self, tenant: str, is_background: bool) -> None:
         """Return with a turn, which is counted as running."""
-        is_alone = self._presence.is_alone(tenant, asyncio.get_running_loop().time())
+        now_s = asyncio.get_running_loop().time()
+        is_alone = not is_background and self._presence.is_alone(tenant, now_s)
         if self.n_running < self._max_concurrent:
             self.n_running += 1
             return
-        n_free = self._max_queued - self.n_queued
-        if n_free <= 0:
-            has_place = self._line.make_room(tenant, self._busy())
-        else:
-            has_place = is_alone or self._line.n_of(tenant) < n_free
-        if not has_place:
+        line = self._background if is_background else self._line
+        if not is_background and not self._has_place(tenant, is_alone):
             raise self._busy()
-        turn = self._line.join(tenant)
+        turn = line.join(tenant)
         try:
             await turn
         except asyncio.CancelledError:
-            self._line.leave(tenant, turn)
+            line.leave(tenant, turn)
             if not turn.cancelled() and turn.exception() is None:
                 self._pass_on()  # the turn came at the same moment
             raise
 
+    def _has_place(self, tenant: str, is_alone: bool) -> bool:
+        n_free = self._max_queued - self.n_queued
+        if n_free <= 0:
+            return self._line.make_room(tenant, self._busy())
+        return is_alone or self._line.n_of(tenant) < n_free
+
     def _pass_on(self) -> None:
-        if not self._line.call_next():
+        self._n_turns += 1
+        lines = [self._line, self._background]
+        if self._n_turns % _BACKGROUND_EVERY == 0:
+            lines.reverse()
+        if not any(line.call_next() for line in lines):
             self.n_running -= 1
 
     def _busy(self) -> Busy:
@@ -173,11 +191,17 @@ class WhileConnected(Response):
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        working = asyncio.ensure_future(self._work(scope, send))
         leaving = asyncio.ensure_future(_disconnect(receive))
+
+        async def send_if_there(message: Message) -> None:
+            if leaving.done():  # what had been waiting to be sent is not worth another look
+                raise asyncio.CancelledError
+            await send(message)
+
+        working = asyncio.ensure_future(self._work(scope, send_if_there))
         try:
             await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
+            if working.done() and not working.cancelled():
                 working.result()
         finally:
             for task in (working, leaving):

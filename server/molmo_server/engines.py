@@ -10,7 +10,7 @@ import base64
 import io
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import orjson
@@ -31,20 +31,25 @@ from molmo_server.engine_pool import (
 from molmo_server.engine_pool.probing import ProbeLimits, wrong_probes
 from molmo_server.settings import MolmoSettings
 
-FIRST_ENGINE = "engine-0"
-
 
 def build_pool(settings: MolmoSettings, checkpoint: Checkpoint, own: OwnEngines) -> EnginePool:
-    """One engine: at the URL of the settings, or a process of our own."""
-    if settings.engine_url is None:
-        return EnginePool([own.engine(checkpoint, FIRST_ENGINE)])
-    remote = RemoteEngine(
-        name=FIRST_ENGINE,
-        address=EngineAddress(url=settings.engine_url),
+    """Processes of our own, and the engines at the URLs of the settings."""
+    return EnginePool(
+        [
+            *(own.numbered(checkpoint, number) for number in range(settings.n_own_engines)),
+            *(remote_engine(settings, url) for url in settings.engine_urls),
+        ]
+    )
+
+
+def remote_engine(settings: MolmoSettings, url: str) -> RemoteEngine:
+    """An engine that others run; its name is where it is, the same for every gateway."""
+    return RemoteEngine(
+        name=url.partition("://")[2],
+        address=EngineAddress(url=url),
         timing=_timing(settings),
         warm_ups=_warm_ups(settings.served_name),
     )
-    return EnginePool([remote])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,25 +60,53 @@ class OwnEngines:
     socket_dir: Path
     """Short and private: a socket's path may have 107 characters."""
     log_dir: Path
+    prefix: str = "engine"
+    """Of names; another one for each model."""
 
-    def engine(
-        self, checkpoint: Checkpoint, name: str, *, is_on_trial: bool = False
+    @cached_property
+    def media_folder(self) -> Path:
+        """Where engines find the files that requests name."""
+        folder = self.socket_dir / "media"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    def name(self, number: int) -> str:
+        return f"{self.prefix}-{number}"
+
+    def numbered(self, checkpoint: Checkpoint, number: int) -> SupervisedEngine:
+        """One of those that the settings ask for, not yet started."""
+        all_devices = self.settings.engine_devices
+        devices = all_devices[number % len(all_devices)] if all_devices else ""
+        return self._engine(checkpoint, self.name(number), devices, self._restarts)
+
+    def on_trial(
+        self, checkpoint: Checkpoint, name: str, replaced: SupervisedEngine
     ) -> SupervisedEngine:
-        """An engine with a checkpoint, not yet started; on trial it has one try to start."""
-        settings = self.settings
-        restarts = RestartPolicy(
-            first_backoff_s=settings.first_backoff_s,
-            longest_backoff_s=settings.longest_backoff_s,
-            max_failed_starts=settings.max_failed_starts,
+        """One that may take another one's place, not yet started; it has one try to start."""
+        restarts = replace(self._restarts, max_failed_starts=1)
+        return self._engine(checkpoint, name, replaced.devices, restarts)
+
+    @property
+    def _restarts(self) -> RestartPolicy:
+        return RestartPolicy(
+            first_backoff_s=self.settings.first_backoff_s,
+            longest_backoff_s=self.settings.longest_backoff_s,
+            max_failed_starts=self.settings.max_failed_starts,
         )
+
+    def _engine(
+        self, checkpoint: Checkpoint, name: str, devices: str, restarts: RestartPolicy
+    ) -> SupervisedEngine:
         engine = SupervisedEngine(
             name=name,
             process=self.process(checkpoint, name),
-            timing=_timing(settings),
-            restarts=replace(restarts, max_failed_starts=1) if is_on_trial else restarts,
-            warm_ups=_warm_ups(settings.served_name),
+            timing=_timing(self.settings),
+            restarts=restarts,
+            warm_ups=_warm_ups(self.settings.served_name),
+            devices=devices,
         )
         engine.checkpoint_id = checkpoint.id
+        engine.media_folder = self.media_folder
         return engine
 
     def process(self, checkpoint: Checkpoint, name: str) -> EngineProcess:
@@ -90,7 +123,11 @@ class OwnEngines:
                 max_images=settings.max_images,
                 kv_cache_gib=settings.kv_cache_gib,
                 is_eager=settings.is_eager,
+                drafts=settings.drafts,
                 n_threads=settings.engine_threads,
+                frame_cache_gib=settings.frame_cache_gib,
+                media_folder=self.media_folder,
+                otlp_endpoint=settings.otlp_endpoint,
                 # The engine's own words then name the checkpoint, also inside streams.
                 extra_arguments=(
                     *("--fingerprint-mode", "custom"),

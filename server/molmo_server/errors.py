@@ -14,10 +14,12 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Scope
 
 from molmo_core.errors import InvalidRequest, MolmoError, NotFound, UnknownField
 
 Model = TypeVar("Model", bound=BaseModel)
+_ERROR_CODE = "error_code"
 
 
 def parse_json(body: bytes, model: type[Model]) -> Model:
@@ -59,6 +61,17 @@ def refusal(status: int, message: str) -> InvalidRequest:
     return error
 
 
+def note_error(scope: Scope, error: MolmoError) -> None:
+    """Have a request counted under the code of what ended it."""
+    scope["state"][_ERROR_CODE] = error.code
+
+
+def error_code_of(scope: Scope) -> str:
+    """What `note_error` was told; empty when nothing went wrong."""
+    code: str = scope["state"].get(_ERROR_CODE, "")
+    return code
+
+
 def error_body(error: MolmoError) -> bytes:
     return orjson.dumps(error.envelope())
 
@@ -73,13 +86,16 @@ def error_response(error: MolmoError) -> Response:
 def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(MolmoError)
     async def known(request: Request, error: MolmoError) -> Response:
+        note_error(request.scope, error)
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def of_a_parameter(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return error_response(InvalidRequest(f"{name}: {first['msg']}", param=name))
+        invalid = InvalidRequest(f"{name}: {first['msg']}", param=name)
+        note_error(request.scope, invalid)
+        return error_response(invalid)
 
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
@@ -87,6 +103,7 @@ def install_error_handlers(app: FastAPI) -> None:
             mapped: MolmoError = NotFound(f"there is no {request.url.path}; see /docs")
         else:
             mapped = refusal(error.status_code, f"{error.detail}; see /docs")
+        note_error(request.scope, mapped)
         response = error_response(mapped)
         response.headers.update(error.headers or {})
         if error.status_code == 405:  # the framework names those of one of the path's routes

@@ -7,45 +7,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
 from molmo_core import api
-from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError, NotFound
-from molmo_core.prompts import Turn
+from molmo_core.errors import (
+    EngineFailed,
+    EngineRefused,
+    EngineUnavailable,
+    MolmoError,
+    NotFound,
+)
 from molmo_server.admission import Admission
-from molmo_server.answers.grammar import AnswerForm, answer_grammar
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
-from molmo_server.engine_pool import EnginePool, EngineReply, RemoteEngine, Trial
+from molmo_server.engine_pool import EnginePool, EngineReply, Trial
+from molmo_server.media.crop import crop
 from molmo_server.media.gate import CheckedMedia, MediaGate
-from molmo_server.prompt import Prompt, answer_budget, check_turns, measure
+from molmo_server.media.options import check_options
+from molmo_server.prompt import Prompt, check_turns
+from molmo_server.questions.chat import Asked, Question
 from molmo_server.settings import MolmoSettings
-from molmo_server.telemetry import Metrics
-from molmo_server.tenancy.callers import Caller
+from molmo_server.telemetry import Journey, Metrics
+from molmo_server.tenancy.salts import TenantSalts
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """What is asked, before media are checked."""
-
-    turns: Sequence[Turn]
-    system: str = ""
-    image_urls: Sequence[str] = ()
-    video_urls: Sequence[str] = ()
-    model: str | None = None
-    max_tokens: int | None = None
-    options: dict[str, Any]
-    """Passed on to the engine as they are."""
-    form: AnswerForm | None = None
-    """The answer is decoded under the grammar of this form."""
-    caller: Caller = field(default_factory=Caller)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,46 +53,123 @@ class Gateway:
     media: MediaGate
     admission: Admission
     metrics: Metrics
+    salts: TenantSalts = field(default_factory=TenantSalts)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
     """Requests that nobody waits for."""
+    others: tuple[Gateway, ...] = ()
+    """Of other models, with the same media, admission and metrics."""
+    without_grammars: set[str] = field(default_factory=set)
+    """Names of engines of others that refuse to decode under one."""
 
     @property
     def checkpoint(self) -> Checkpoint:
         """What is served now; an answer's own is in its `EngineReply`."""
         return self.live.current
 
+    def serving(self, name: str | None) -> Gateway:
+        """That of the model of this name, which may be a checkpoint's id. Raises NotFound."""
+        every = (self, *self.others)
+        for gateway in every:
+            if name is None or name in gateway.names:
+                return gateway
+        known = "; ".join(" alias ".join(gateway.names) for gateway in every)
+        raise NotFound(f"there is no model {str(name)[:100]!r}; served is {known}", param="model")
+
+    @property
+    def names(self) -> list[str]:
+        """What its model can be asked for by; two checkpoints while engines are changed."""
+        loaded = {engine.checkpoint_id for engine in self.engines.engines} - {self.checkpoint.id}
+        known = [self.settings.served_name, self.checkpoint.id, *sorted(loaded)]
+        if (trial := self.engines.trial) is not None and trial.is_open:
+            known.append(trial.engine.checkpoint_id)
+        return known
+
     @asynccontextmanager
     async def open(
         self, question: Question, *, request_id: str, whole: bool
     ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         """Admit, check and ask; the engine's first bytes have arrived when the block begins."""
-        self._check_model(question.model)
+        async with self.serving(question.model)._open(question, request_id, whole) as opened:
+            yield opened
+
+    @asynccontextmanager
+    async def _open(
+        self, question: Question, request_id: str, whole: bool
+    ) -> AsyncIterator[tuple[Asked, EngineReply]]:
         turns = check_turns(question.turns, system=question.system)
         self.engines.check_hope()
-        async with self.admission.admit(question.caller.tenant) as deadline:
-            media = await self.media.check(question.image_urls, question.video_urls)
-            asked = Asked(gateway=self, question=question, turns=turns, media=media)
-            named = question.model if question.model != self.settings.served_name else None
-            async with self.engines.open(
-                asked.body_for,
-                request_id=request_id,
-                deadline=deadline,
-                whole=whole,
-                checkpoint_id=named,
-            ) as reply:
-                self._check_answering(question.model, self.id_of(reply))
-                yield asked, reply
+        journey = Journey(self.metrics)
+        with journey.whole():
+            journey.begin("queue")
+            caller = question.caller
+            admitted = self.admission.admit(caller.tenant, is_background=caller.is_background)
+            async with admitted as deadline:
+                media = await self._checked_media(question, journey)
+                asked = Asked(
+                    question=question,
+                    turns=turns,
+                    media=media,
+                    journey=journey,
+                    settings=self.settings,
+                    live=self.live,
+                    without_grammars=self.without_grammars,
+                    salts=self.salts,
+                )
+                named = question.model if question.model != self.settings.served_name else None
+                journey.begin("routing")
+                async with AsyncExitStack() as stack:
+                    stack.callback(asked.files.clear)
+
+                    async def ask() -> EngineReply:
+                        return await stack.enter_async_context(
+                            self.engines.open(
+                                asked.body_for,
+                                request_id=request_id,
+                                deadline=deadline,
+                                whole=whole,
+                                medium=media.first_sha256,
+                                checkpoint_id=named,
+                            )
+                        )
+
+                    try:
+                        reply = await ask()
+                    except EngineRefused:
+                        if not asked.can_do_without_grammar():
+                            raise
+                        reply = await ask()
+                        asked.note_engine_without_grammars()
+                    asked.answering = self.id_of(reply)
+                    self._check_answering(question.model, asked.answering)
+                    if not whole:
+                        journey.first_token(asked.answering)
+                    yield asked, reply
+
+    async def _checked_media(self, question: Question, journey: Journey) -> CheckedMedia:
+        image_urls, video_urls = question.image_urls, question.video_urls
+        journey.begin("media", n_images=len(image_urls), n_videos=len(video_urls))
+        media = question.media or await self.media.check(
+            image_urls, video_urls, owner=question.caller.tenant
+        )
+        if question.media_options is not None:
+            check_options(question.media_options, media)
+        if question.region is None or question.media is not None:
+            return media
+        max_aspect = self.settings.max_aspect
+        [image] = media.images
+        part = await asyncio.to_thread(crop, image, question.region, max_aspect=max_aspect)
+        return CheckedMedia(images=(part,))
 
     async def complete(self, question: Question, *, request_id: str) -> Completion:
         """The engine's whole chat completion."""
-        async with self.open(question, request_id=request_id, whole=True) as (asked, reply):
+        serving = self.serving(question.model)
+        async with serving._open(question, request_id, whole=True) as (asked, reply):
             answer = _whole_answer(reply)
-            n_tokens = (answer.get("usage") or {}).get("completion_tokens", 0)
-            asked.note_tokens(completion=n_tokens)
-            answered = Completion(
-                prompt=asked.prompt, answer=answer, checkpoint_id=self.id_of(reply)
-            )
-        self._compare(asked, answered, request_id)
+            usage = answer.get("usage") or {}
+            n_tokens = usage.get("completion_tokens", 0)
+            asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
+            answered = Completion(prompt=asked.prompt, answer=answer, checkpoint_id=asked.answering)
+        serving._compare(asked, answered, request_id)
         return answered
 
     def _compare(self, asked: Asked, answered: Completion, request_id: str) -> None:
@@ -135,6 +202,8 @@ class Gateway:
         except MolmoError as error:  # refused: a shorter context, other limits
             logger.info("the engine on trial refuses %s: %s", request_id, error.message)
             is_same = False
+        finally:
+            asked.files.clear()
         trial.figures.n_compared += 1
         trial.figures.n_same += is_same
 
@@ -156,65 +225,6 @@ class Gateway:
                 f"{self.settings.served_name}",
                 param="model",
             )
-
-    def _check_model(self, name: str | None) -> None:
-        known = [self.settings.served_name, self.checkpoint.id]
-        if (trial := self.engines.trial) is not None and trial.is_open:
-            known.append(trial.engine.checkpoint_id)
-        if name is not None and name not in known:
-            raise NotFound(
-                f"there is no model {name[:100]!r}; served is {' alias '.join(known)}",
-                param="model",
-            )
-
-
-@dataclass(kw_only=True)
-class Asked:
-    """A question with its media, as each engine is asked it."""
-
-    gateway: Gateway
-    question: Question
-    turns: tuple[Turn, ...]
-    media: CheckedMedia
-    prompt: Prompt = field(init=False)
-    """As the engine that was asked last sees it."""
-
-    async def body_for(self, engine: RemoteEngine) -> bytes:
-        """What an engine is sent: media and budget are measured for the checkpoint that it has.
-
-        Raises PromptTooLong, InvalidRequest; TooManyMedia and RateLimited by the caller's key.
-        """
-        checkpoint = self.gateway.live.of(engine.checkpoint_id)
-        settings = self.gateway.settings
-        self.prompt = await measure(self.turns, self.media, checkpoint)
-        budget = answer_budget(
-            self.prompt,
-            checkpoint,
-            asked=self.question.max_tokens,
-            default=settings.default_max_tokens,
-            limit=settings.max_tokens_limit,
-        )
-        options = self.question.options
-        if self.question.form is not None:
-            grammar = answer_grammar(self.question.form, self.prompt, budget)
-            options = {**options, "structured_outputs": {"grammar": grammar}}
-        self.question.caller.pay(self.prompt.n_visual_tokens)
-        return orjson.dumps(
-            {
-                "model": settings.served_name,
-                "messages": self.prompt.messages(),
-                "max_tokens": budget,
-                **options,
-            }
-        )
-
-    def note_tokens(self, *, completion: int) -> None:
-        """What the caller used, of an answer of so many tokens."""
-        self.question.caller.note_tokens(
-            prompt=self.prompt.n_tokens,
-            visual=self.prompt.n_visual_tokens,
-            completion=completion,
-        )
 
 
 def _whole_answer(reply: EngineReply) -> dict[str, Any]:

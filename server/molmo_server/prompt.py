@@ -10,10 +10,12 @@ Knows: chat layout (through `molmo_core.prompts`), token counts. Does not know: 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from molmo_core.api_requests import MediaOptions
 from molmo_core.errors import ControlTokenInText, InvalidRequest, PromptTooLong
 from molmo_core.images import count_image_tokens, grid_of
 from molmo_core.prompts import Turn, fold_system, render_chat
@@ -21,6 +23,8 @@ from molmo_core.tokens import IM_PATCH, IMAGE, VIDEO, find_control_token
 from molmo_core.videos import frame_tokens, timestamp_text
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.media.gate import CheckedMedia
+from molmo_server.media.handing import MediaFile
+from molmo_server.media.options import looking_closer
 
 _LONG_TEXT_CHARS = 20_000
 """From here on counting leaves the event loop: it takes longer than a millisecond or two."""
@@ -30,15 +34,35 @@ _LONG_TEXT_CHARS = 20_000
 class Prompt:
     turns: tuple[Turn, ...]
     """The system text is already folded into the first."""
+    text: str
+    """With placeholders for the media."""
     media: CheckedMedia
-    n_tokens: int
+    checkpoint: Checkpoint
+    """With the geometry that the request asked for."""
     n_visual_tokens: int
-    """Those of them that stand for what is seen."""
+    """Those of `n_tokens` that stand for what is seen."""
 
-    def messages(self) -> list[dict[str, Any]]:
+    @cached_property
+    def n_tokens(self) -> int:
+        """Counted when asked for: a millisecond for 4000 characters."""
+        return _count(self.text, self.media, self.checkpoint)
+
+    @cached_property
+    def _most_tokens(self) -> int:
+        """At least `n_tokens`: every token stands for a byte or more."""
+        # Composing characters (NFC) may at worst make three bytes of one.
+        n_bytes = len(self.text) if self.text.isascii() else 3 * len(self.text.encode())
+        return 1 + n_bytes + _count_media(self.media, self.checkpoint)
+
+    def fits_with(self, n_answer_tokens: int) -> bool:
+        """Whether the model has room for prompt and answer; seldom has to count."""
+        room = self.checkpoint.max_model_len - n_answer_tokens
+        return self._most_tokens <= room or self.n_tokens <= room
+
+    async def messages(self, url_of: Callable[[MediaFile], Awaitable[str]]) -> list[dict[str, Any]]:
         """As the engine's chat endpoint takes them."""
         first, *later = self.turns
-        content = [*self.media.parts(), {"type": "text", "text": first.text}]
+        content = [*await self.media.parts(url_of), {"type": "text", "text": first.text}]
         return [
             {"role": first.role, "content": content},
             *({"role": turn.role, "content": turn.text} for turn in later),
@@ -67,37 +91,55 @@ def check_turns(turns: Sequence[Turn], *, system: str = "") -> tuple[Turn, ...]:
     return folded
 
 
-async def measure(turns: tuple[Turn, ...], media: CheckedMedia, checkpoint: Checkpoint) -> Prompt:
-    """Sample the video's frames and count the prompt's tokens, as `checkpoint` has them.
+async def measure(
+    turns: tuple[Turn, ...],
+    media: CheckedMedia,
+    checkpoint: Checkpoint,
+    options: MediaOptions | None = None,
+) -> Prompt:
+    """Sample the video's frames and see that the prompt fits, as `checkpoint` has it.
 
-    Raises PromptTooLong when no room is left for an answer.
+    Raises PromptTooLong when no room is left for an answer, InvalidRequest for a part of a video
+    that it does not have.
     """
-    media = media.sampled(checkpoint.video)
+    seen_by = checkpoint if options is None else looking_closer(checkpoint, options)
+    media = media.sampled(seen_by.video)
     text = render_chat(turns, n_images=len(media.images), n_videos=int(media.video is not None))
     at_least = -(-len(text) // checkpoint.longest_token_chars)
     if at_least >= checkpoint.max_model_len:
         raise _too_long(f"at least {at_least:,}", checkpoint)
+    prompt = Prompt(
+        turns=turns,
+        text=text,
+        media=media,
+        checkpoint=seen_by,
+        n_visual_tokens=_count_visual(media, seen_by),
+    )
     if len(text) > _LONG_TEXT_CHARS:
-        n_tokens = await asyncio.to_thread(_count, text, media, checkpoint)
-    else:
-        n_tokens = _count(text, media, checkpoint)
-    if n_tokens >= checkpoint.max_model_len:
-        raise _too_long(f"{n_tokens:,}", checkpoint)
-    n_visual_tokens = _count_visual(media, checkpoint)
-    return Prompt(turns=turns, media=media, n_tokens=n_tokens, n_visual_tokens=n_visual_tokens)
+        await asyncio.to_thread(lambda: prompt.n_tokens)
+    if not prompt.fits_with(1):
+        raise _too_long(f"{prompt.n_tokens:,}", checkpoint)
+    return prompt
 
 
 def _count(text: str, media: CheckedMedia, checkpoint: Checkpoint) -> int:
     """BOS, the text, and for each placeholder what it unfolds to."""
-    n_tokens = 1 + checkpoint.count_tokens(text)
-    for image in media.images:
-        n_tokens += count_image_tokens(image.size_hw, checkpoint.image)
-    n_tokens -= len(media.images) * checkpoint.count_tokens(IMAGE)
+    n_tokens = 1 + checkpoint.count_tokens(text) + _count_media(media, checkpoint)
+    if media.images:
+        n_tokens -= len(media.images) * checkpoint.count_tokens(IMAGE)
+    if media.video is not None:
+        n_tokens -= checkpoint.count_tokens(VIDEO)
+    return n_tokens
+
+
+def _count_media(media: CheckedMedia, checkpoint: Checkpoint) -> int:
+    """What the placeholders unfold to."""
+    n_tokens = sum(count_image_tokens(one.size_hw, checkpoint.image) for one in media.images)
     if media.video is not None:
         times = media.video.frame_times_s
         n_tokens += len(times) * len(frame_tokens(checkpoint.video))
         stamps = [timestamp_text(t, is_first=k == 0) for k, t in enumerate(times)]
-        n_tokens += sum(map(checkpoint.count_tokens, stamps)) - checkpoint.count_tokens(VIDEO)
+        n_tokens += sum(map(checkpoint.count_tokens, stamps))
     return n_tokens
 
 
@@ -109,27 +151,27 @@ def _count_visual(media: CheckedMedia, checkpoint: Checkpoint) -> int:
     return n_tokens
 
 
-def answer_budget(
-    prompt: Prompt, checkpoint: Checkpoint, *, asked: int | None, default: int, limit: int
-) -> int:
+def answer_budget(prompt: Prompt, *, asked: int | None, default: int, limit: int) -> int:
     """Tokens the answer may have.
 
     Raises InvalidRequest above `limit`, PromptTooLong when prompt and answer do not fit together.
     """
-    room = checkpoint.max_model_len - prompt.n_tokens
-    if asked is None:
-        return min(default, limit, room)
-    if asked > limit:
+    if asked is not None and asked > limit:
         raise InvalidRequest(
             f"got max_tokens {asked:,}, allowed are {limit:,}; ask for fewer", param="max_tokens"
         )
-    if asked > room:
+    wanted = min(default, limit) if asked is None else asked
+    if prompt.fits_with(wanted):
+        return wanted
+    most = prompt.checkpoint.max_model_len
+    room = most - prompt.n_tokens
+    if asked is not None:
         raise PromptTooLong(
             f"the prompt has {prompt.n_tokens:,} tokens and max_tokens is {asked:,}; together "
-            f"{checkpoint.max_model_len:,} are allowed: ask for at most {room:,}",
+            f"{most:,} are allowed: ask for at most {room:,}",
             param="max_tokens",
         )
-    return asked
+    return room
 
 
 def _too_long(got: str, checkpoint: Checkpoint) -> PromptTooLong:

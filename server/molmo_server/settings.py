@@ -8,6 +8,8 @@ Knows: names, defaults, allowed ranges. Does not know: what the values are used 
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,12 +17,32 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from molmo_server.setting_rules import contradictions
+
 _MIB = 1024 * 1024
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_ENGINE_URL = re.compile(r"(https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?)/?")
+_LAST_PORT = 65535
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
+_PREFIX = "MOLMO_"
+_NOT_SETTINGS = ("MOLMO_API_KEY", "MOLMO_SERVER", "MOLMO_GATE_CANDIDATE", "MOLMO_GATE_CURRENT")
+"""Variables of the client, and what a gate is told."""
+
+
+def misspelt_variables() -> list[str]:
+    """What is wrong with variables of the environment that look like settings and are none."""
+    known = {f"{_PREFIX}{name.upper()}" for name in MolmoSettings.model_fields} | set(_NOT_SETTINGS)
+    complaints = []
+    for name in sorted(name for name in os.environ if name.startswith(_PREFIX)):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            complaints.append(f"{name} is no setting and has no effect{meant}")
+    return complaints
 
 
 class MolmoSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="MOLMO_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -36,22 +58,52 @@ class MolmoSettings(BaseSettings):
     """Load what becomes current in the store, without being told."""
     admin_key: SecretStr | None = None
     """Allows the routes under /admin; without it only a key of scope admin does."""
-    keys: Path | None = None
-    """The file of API keys that `molmo keys` writes; None: whoever comes is served."""
+    keys: str | None = Field(default=None, repr=False)
+    """The file of API keys that `molmo keys` writes, or the postgresql:// URL of a database that
+    several servers share; None: whoever comes is served."""
+    limits: str | None = Field(default=None, repr=False)
+    """The redis:// URL of a server where the limits of keys are counted for several servers; None:
+    each server counts its own."""
     served_name: str = "molmo2"
+    models: dict[str, str] = {}
+    """More models, each with engines of its own: name → folder of a checkpoint, or store."""
     run_dir: Path | None = None
     """Logs of the engine; None: a private temporary folder, removed at a clean end."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_endpoint: str | None = None
+    """Where traces are sent: the base URL of an OTLP/HTTP collector, as http://127.0.0.1:4318."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    """Web pages that may ask, as https://app.example.org, with commas between them; `*`: all."""
+
+    # Connections
+    max_connections: int = Field(default=1000, ge=1)
+    """More are refused at once with 503."""
+    head_timeout_s: float = Field(default=10, gt=0)
+    """Within so long a request's head must have arrived, from its first byte or the connection."""
+    keep_alive_s: float = Field(default=5, gt=0)
+    """An idle connection is kept for another request so long."""
+    write_timeout_s: float = Field(default=60, gt=0)
+    """A caller that does not take what it is sent is cut off after so long."""
 
     # Engine
-    engine_url: str | None = None
-    """An engine that runs elsewhere (its checkpoint is still read here); None: start one."""
+    n_engines: int | None = Field(default=None, ge=0, le=64)
+    """Processes of our own, of each model; None: one, or none where `engine_urls` names others."""
+    engine_devices: Annotated[tuple[str, ...], NoDecode] = ()
+    """What each process of ours sees as CUDA_VISIBLE_DEVICES, in turn; in the environment with
+    semicolons between them (`0;1`, or `0,1;2,3`). Empty: all see all."""
+    engine_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    """Engines that run elsewhere (their checkpoint is still read here), beside our own; in the
+    environment with commas between them."""
     dtype: str = "auto"
     max_model_len: int | None = Field(default=None, ge=1)
     """Most tokens of prompt and answer; None: what the checkpoint allows."""
     n_threads: int | None = Field(default=None, ge=1)
     kv_cache_gib: int = Field(default=1, ge=1)
+    frame_cache_gib: float = Field(default=0.5, ge=0)
+    """Decoded frames that the engine remembers, so that a known video is not decoded again."""
     is_eager: bool = True
+    drafts: Literal["auto", "on", "off"] = "auto"
+    """Answers that point are drafted ahead and verified many tokens a step; auto: on CPUs."""
     start_timeout_s: float = Field(default=1200, gt=0)
     health_interval_s: float = Field(default=1, gt=0)
     health_timeout_s: float = Field(default=5, gt=0)
@@ -82,6 +134,8 @@ class MolmoSettings(BaseSettings):
     """So many starts in a row without becoming ready end the attempts."""
     drain_s: float = Field(default=30, ge=0)
     """How long requests in flight may go on when the service ends."""
+    leave_notice_s: float = Field(default=0, ge=0)
+    """When told to end, `/ready` says 503 for so long while requests are still taken."""
 
     # Admission
     max_body_bytes: int = Field(default=64 * _MIB, ge=1)
@@ -118,6 +172,20 @@ class MolmoSettings(BaseSettings):
     media_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
     """Above it the least recently used files are removed."""
 
+    # Files and batches
+    batch_dir: Path | None = None
+    """Of this server alone; None: a private temporary folder, removed at a clean end."""
+    max_file_bytes: int = Field(default=200_000_000, ge=1)
+    max_batch_lines: int = Field(default=50_000, ge=1)
+    batch_concurrent: int = Field(default=4, ge=1)
+    """Most lines of batches asked at the same time."""
+    max_batches: int = Field(default=32, ge=1)
+    """Most batches of one tenant that have not ended."""
+    files_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
+    """Most bytes of files that one tenant may keep."""
+    files_ttl_s: float = Field(default=30 * 24 * 3600, ge=1)
+    """After so long files are removed, and batches that have ended."""
+
     # Media of other servers
     remote_media: Literal["off", "allowlist", "public"] = "off"
     """Whose http(s) URLs are fetched: nobody's, those of `remote_hosts`, every public server's."""
@@ -131,27 +199,43 @@ class MolmoSettings(BaseSettings):
     # Answers
     default_max_tokens: int = Field(default=1024, ge=1)
     max_tokens_limit: int = Field(default=4096, ge=1)
-    constrains_verbs: bool = False
+    constrains_verbs: bool = True
     """Point, count and track decode under a grammar, unless a request says otherwise."""
+    gives_confidence: bool = False
+    """Their places come with a confidence, unless a request says otherwise."""
+    max_labels: int = Field(default=8, ge=1)
+    """Objects, or points to go on from, in one request."""
     max_choices: int = Field(default=4, ge=1)
     max_logprobs: int = Field(default=20, ge=0)
     max_stops: int = Field(default=8, ge=0)
 
-    @field_validator("store", mode="before")
+    @field_validator("store", "keys", mode="before")
     @classmethod
-    def _as_text(cls, store: Any) -> Any:
-        return str(store) if isinstance(store, Path) else store
+    def _as_text(cls, place: Any) -> Any:
+        return str(place) if isinstance(place, Path) else place
 
-    @field_validator("cache_dir", "media_dir")
+    @field_validator("cache_dir", "media_dir", "batch_dir")
     @classmethod
     def _of_the_user(cls, folder: Path | None) -> Path | None:
         return folder and folder.expanduser()
 
-    @field_validator("remote_hosts", mode="before")
+    @field_validator("remote_hosts", "cors_origins", mode="before")
     @classmethod
-    def _with_commas(cls, hosts: Any) -> Any:
-        many = hosts.split(",") if isinstance(hosts, str) else hosts
-        return tuple(host.strip().lower() for host in many if host.strip())
+    def _with_commas(cls, names: Any) -> Any:
+        many = names.split(",") if isinstance(names, str) else names
+        return tuple(name.strip().lower() for name in many if name.strip())
+
+    @field_validator("engine_devices", mode="before")
+    @classmethod
+    def _with_semicolons(cls, devices: Any) -> Any:
+        many = devices.split(";") if isinstance(devices, str) else devices
+        return tuple(one.strip() for one in many if one.strip())
+
+    @field_validator("engine_urls", mode="before")
+    @classmethod
+    def _as_addresses(cls, urls: Any) -> Any:
+        many = urls.split(",") if isinstance(urls, str) else urls
+        return tuple(checked_engine_url(url) for url in many if url.strip())
 
     @model_validator(mode="after")
     def _check_hosts(self) -> MolmoSettings:
@@ -170,6 +254,29 @@ class MolmoSettings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_engines(self) -> MolmoSettings:
+        if self.n_own_engines + len(self.engine_urls) == 0:
+            raise ValueError("n_engines is 0 and engine_urls is empty; there must be one engine")
+        if len(set(self.engine_urls)) < len(self.engine_urls):
+            raise ValueError("engine_urls names an engine twice; leave it out once")
+        return self
+
+    @model_validator(mode="after")
+    def _check_models(self) -> MolmoSettings:
+        for name in self.models:
+            if not _MODEL_NAME.fullmatch(name) or name == self.served_name:
+                raise ValueError(
+                    f"models has the name {name[:100]!r}; use up to 32 letters, digits and . _ -, "
+                    f"and another name than {self.served_name}"
+                )
+        stores = [
+            one for one in (self.store, *self.models.values()) if one and not _is_checkpoint(one)
+        ]
+        if len(set(stores)) < len(stores):
+            raise ValueError("models names a store twice; a store has one current checkpoint")
+        return self
+
+    @model_validator(mode="after")
     def _check_way(self) -> MolmoSettings:
         examined = [
             name for name in ("gate_command", "canary_share", "shadow_share") if getattr(self, name)
@@ -180,8 +287,68 @@ class MolmoSettings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> MolmoSettings:
+        if complaint := next(contradictions(self), None):
+            raise ValueError(complaint)
+        return self
+
+    def of_models(self) -> list[MolmoSettings]:
+        """These settings as each model has them, the one without a name in `models` first."""
+        others = (
+            self.model_copy(
+                update={
+                    "served_name": name,
+                    "models": {},
+                    "checkpoint": Path(where) if _is_checkpoint(where) else None,
+                    "store": None if _is_checkpoint(where) else where,
+                    "n_engines": self._n_of_others,
+                    "engine_urls": (),
+                    "n_threads": self.n_threads or self._share_of_cores,
+                }
+            )
+            for name, where in self.models.items()
+        )
+        return [self, *others]
+
+    @property
+    def _n_of_others(self) -> int:
+        """Processes of each model in `models`."""
+        return self.n_engines or 1
+
+    @property
+    def _share_of_cores(self) -> int:
+        """Of one process on this machine: left to itself each would take them all."""
+        n_processes = self.n_own_engines + len(self.models) * self._n_of_others
+        return max(len(os.sched_getaffinity(0)) // max(n_processes, 1), 1)
+
+    @property
+    def n_own_engines(self) -> int:
+        if self.n_engines is not None:
+            return self.n_engines
+        return 0 if self.engine_urls else 1
+
     @property
     def engine_threads(self) -> int | None:
         """The packaged model is small: with one thread it starts in less time and memory."""
-        is_packaged = self.checkpoint is None and self.store is None
-        return 1 if self.n_threads is None and is_packaged else self.n_threads
+        if self.n_threads is not None:
+            return self.n_threads
+        if self.checkpoint is None and self.store is None:
+            return 1
+        is_alone = self.n_own_engines == 1 and not self.models
+        return None if is_alone else self._share_of_cores
+
+
+def _is_checkpoint(where: str) -> bool:
+    return (Path(where) / "config.json").exists()
+
+
+def checked_engine_url(url: str) -> str:
+    """Scheme, host and port of an engine's address. Raises ValueError."""
+    found = _ENGINE_URL.fullmatch(url.strip().lower())
+    if found is None or int(found[2] or 0) > _LAST_PORT:
+        raise ValueError(
+            f"got the engine's address {url[:100]!r}; it must be as http://10.0.0.5:8001, without "
+            "user name and path"
+        )
+    return found[1]

@@ -36,6 +36,7 @@ BAD_CHATS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "temperature": ({**ASKED, "temperature": 2.5}, "temperature: ", "temperature"),
     "seed": ({**ASKED, "seed": 2**63}, "seed: ", "seed"),
     "top_k": ({**ASKED, "top_k": 2**31}, "top_k: ", "top_k"),
+    "min_p": ({**ASKED, "min_p": 0.1}, "start the server with MOLMO_DRAFTS=off", "min_p"),
     "tool calls": (
         {
             "messages": [

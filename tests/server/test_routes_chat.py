@@ -8,9 +8,10 @@ import openai
 import orjson
 import pytest
 
+from molmo_core.points.grammar import points_grammar
 from molmo_server.engine_pool.fake import DEFAULT_ANSWER, stream_events
 from tests.server.media import image_part, picture, text_part, video, video_part
-from tests.support.gateway import RunningGateway, events_of
+from tests.support.gateway import RunningGateway, assert_refused, events_of
 
 TWO_IMAGES = [image_part(picture(64, 48)), image_part(picture(100, 200)), text_part("Point")]
 TWO_ANSWERS = '<points coords="1 1 250 500;2 2 500 250">red circle</points>'
@@ -66,7 +67,7 @@ def test_every_answer_names_checkpoint_and_request(gateway: RunningGateway) -> N
     assert len(refused.headers["x-request-id"]) == 32
 
 
-def test_a_stream_is_the_engines_bytes_and_one_chunk_more(gateway: RunningGateway) -> None:
+def test_a_stream_is_the_engines_bytes_and_our_chunks(gateway: RunningGateway) -> None:
     streamed = gateway.stream_bytes([image_part(picture()), text_part("Where?")])
 
     events = events_of(streamed)
@@ -80,8 +81,10 @@ def test_a_stream_is_the_engines_bytes_and_one_chunk_more(gateway: RunningGatewa
     }
     pieces = [DEFAULT_ANSWER[k : k + 4] for k in range(0, len(DEFAULT_ANSWER), 4)]
     of_the_engine = "".join(stream_events(identity, pieces, "stop", n_choices=1)).encode()
-    added = b"data: " + orjson.dumps(grounding_event) + b"\n\n"
-    assert streamed == of_the_engine + added + b"data: [DONE]\n\n"
+    [place] = [e for e in events if e["choices"][0]["delta"].get("grounding", {}).get("op")]
+    added = [b"data: " + orjson.dumps(event) + b"\n\n" for event in (place, grounding_event)]
+    before, _, after = streamed.partition(added[0])
+    assert before + after == of_the_engine + added[1] + b"data: [DONE]\n\n"
     assert grounding_event["choices"][0]["finish_reason"] is None
     assert grounding_event["system_fingerprint"].startswith("small@")
     grounding = grounding_event["choices"][0]["delta"]["grounding"]
@@ -200,3 +203,47 @@ def test_openais_client_raises_its_own_errors(gateway: RunningGateway) -> None:
                 model="gpt-4", messages=[{"role": "user", "content": "Hi"}]
             )
         assert [m.id for m in client.models.list()] == ["molmo2"]
+
+
+def test_openais_client_reads_the_places_of_a_stream(gateway: RunningGateway) -> None:
+    client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none")
+    content: Any = TWO_IMAGES
+    gateway.engine.script["Point"] = TWO_ANSWERS
+
+    with client.chat.completions.create(
+        model="molmo2", messages=[{"role": "user", "content": content}], stream=True
+    ) as stream:
+        deltas = [chunk.choices[0].delta for chunk in stream]
+
+    groundings = [delta.model_extra["grounding"] for delta in deltas if delta.model_extra]
+    assert [g["item"]["media_index"] for g in groundings[:-1]] == [0, 1]
+    assert groundings[-1]["count"] == 2
+    assert "".join(delta.content or "" for delta in deltas) == TWO_ANSWERS
+
+
+def test_chat_is_decoded_under_a_grammar_when_that_is_asked_for(gateway: RunningGateway) -> None:
+    gateway.chat(TWO_IMAGES)
+    assert "structured_outputs" not in gateway.engine.requests[-1]
+
+    asked = {"constrained": "count", "max_points": 5}
+    gateway.chat(TWO_IMAGES, grounding=asked)
+
+    expected = points_grammar(n_media=2, max_points=5, is_counted=True)
+    assert gateway.engine.requests[-1]["structured_outputs"] == {"grammar": expected}
+    assert "grounding" not in gateway.engine.requests[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "grounding", "says"),
+    [
+        ("Hi", {"constrained": "point"}, "send images or a video"),
+        (TWO_IMAGES, {"constrained": "track"}, "send a video"),
+        (TWO_IMAGES, {"constrained": "caption"}, "Input should be 'point', 'count' or 'track'"),
+        (TWO_IMAGES, {}, "this field is missing"),
+        (TWO_IMAGES, {"constrained": "point", "max_points": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_grounding_options_that_make_no_sense(
+    gateway: RunningGateway, content: Any, grounding: dict[str, Any], says: str
+) -> None:
+    assert_refused(gateway, gateway.chat(content, grounding=grounding), says)

@@ -84,7 +84,7 @@ def test_metrics_show_the_engine(gateway: RunningGateway) -> None:
     assert sample(gateway, 'molmo_engine_ready{engine="engine-0"}') == 1
     assert sample(gateway, 'molmo_engine_restarts{engine="engine-0"}') == 0
     assert sample(gateway, "molmo_running") == 0
-    assert "vllm:num_requests_running 0" in text
+    assert 'vllm:num_requests_running{gateway_engine="engine-0"} 0' in text
     assert "process_open_fds" not in text
 
 
@@ -109,11 +109,18 @@ def test_the_documents_describe_every_route(gateway: RunningGateway) -> None:
     verbs = {"point", "count", "track", "caption", "query"}
     operating = {"models", "model", "health", "ready", "metrics"}
     admin = {"checkpoints", "activate", "rollback", "usage"}
+    admin |= {"engines", "register_engine", "remove_engine", "drain_engine", "restart_engine"}
     media = {"upload", "media", "delete_media"}
-    assert operations == verbs | operating | admin | media | {"chat"}
+    files = {"files", "create_file", "file", "file_content", "delete_file"}
+    batches = {"batches", "create_batch", "batch", "cancel_batch"}
+    assert operations == verbs | operating | admin | media | files | batches | {"chat"}
     for name in references(document):
         assert name.removeprefix("#/components/schemas/") in schemas
-    assert set(schemas["PointRequest"]["required"]) == {"object"}
+    assert set(schemas["TrackRequest"]["required"]) == {"video_url"}
+    for verb in ("point", "count", "track"):
+        content = document["paths"][f"/v1/{verb}"]["post"]["responses"]["200"]["content"]
+        assert set(content) == {"application/json", "text/event-stream"}
+    assert set(schemas["QueryRequest"]["required"]) == {"question"}
     assert gateway.http.get("/docs").status_code == 200
 
 

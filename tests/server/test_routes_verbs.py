@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from molmo_core import api
-from molmo_core.points.grammar import points_grammar, tracks_grammar
 from tests.server.media import data_url, picture, video
 from tests.support.gateway import RunningGateway
 
@@ -50,8 +49,11 @@ def test_point_has_the_shape_of_moondream_and_more(gateway: RunningGateway) -> N
         ],
         "count": 1,
         "found": True,
+        "status": "found",
     }
-    assert gateway.engine.requests == [
+    [request] = gateway.engine.requests
+    assert request.pop("structured_outputs")["grammar"].startswith("root ::= ")
+    assert [request] == [
         {
             "model": "molmo2",
             "messages": [
@@ -90,27 +92,51 @@ def test_point_in_a_video_has_times_and_frames(gateway: RunningGateway) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "count", "found"),
+    ("text", "count", "status"),
     [
         (
             'Counting the <points coords="1 1 250 500 2 300 500">x</points> shows a total of 2.',
             2,
-            1,
+            "found",
         ),
-        ("There are 7 stars.", 7, 1),
-        ("7", 7, 1),
-        ("I cannot tell.", None, 1),
-        (NONE_TEXT, 0, 0),
+        ("There are 7 stars.", 7, "found"),
+        ("7", 7, "found"),
+        ("0", 0, "none"),
+        ("I cannot tell.", None, "unreadable"),
+        ('<points coords="1 1 25', None, "unreadable"),
+        ("", None, "unreadable"),
+        (NONE_TEXT, 0, "none"),
     ],
 )
-def test_count(gateway: RunningGateway, text: str, count: int | None, found: bool) -> None:
+def test_count(gateway: RunningGateway, text: str, count: int | None, status: str) -> None:
     gateway.engine.script["How many"] = text
 
     answer = gateway.http.post("/v1/count", json={"image_url": PNG, "object": "stars"}).json()
 
     assert answer["count"] == count
-    assert answer["found"] is bool(found)
+    assert answer["status"] == status
+    assert answer["found"] is (status == "found")
     assert sent_text(gateway) == "How many stars are there in the image? Point to each one."
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        (TRACKS, "found"),
+        ("No tracks available.", "none"),
+        (NONE_TEXT, "none"),
+        ("I lost it.", "unreadable"),
+        ('<tracks coords="0.0 1 9 9">x</tracks>', "unreadable"),
+    ],
+)
+def test_nothing_there_is_told_from_nothing_readable(
+    gateway: RunningGateway, text: str, status: str
+) -> None:
+    gateway.engine.script["Track"] = text
+
+    answer = gateway.http.post("/v1/track", json={"video_url": MP4, "object": "dogs"}).json()
+
+    assert (answer["status"], answer["found"]) == (status, status == "found")
 
 
 def test_point_says_when_nothing_is_there(gateway: RunningGateway) -> None:
@@ -231,30 +257,3 @@ def test_answers_are_those_of_the_api_types(gateway: RunningGateway) -> None:
         answer = model.model_validate_json(content)
         assert answer.media[0].width == 64
         assert answer.model_dump_json().encode() == content
-
-
-def grammar_sent(gateway: RunningGateway, path: str, **body: object) -> str | None:
-    """What the engine was told to decode under."""
-    assert gateway.http.post(path, json={"object": "stars", **body}).status_code == 200
-    grammar: str | None = gateway.engine.requests[-1].get("structured_outputs", {}).get("grammar")
-    return grammar
-
-
-def test_an_answer_is_decoded_under_its_verbs_grammar_when_that_is_asked_for(
-    gateway: RunningGateway,
-) -> None:
-    assert grammar_sent(gateway, "/v1/point", images=[PNG]) is None
-    point = grammar_sent(gateway, "/v1/point", images=[PNG, PNG], constrained=True, max_tokens=99)
-    assert point == points_grammar(n_media=2, max_points=32)
-    count = grammar_sent(gateway, "/v1/count", images=[PNG], constrained=True, max_tokens=999)
-    assert count == points_grammar(n_media=1, max_points=64, is_counted=True)
-    gateway.engine.script["stars"] = TRACKS
-    track = grammar_sent(gateway, "/v1/track", video_url=MP4, constrained=True)
-    frames = gateway.http.post("/v1/track", json={"object": "x", "video_url": MP4}).json()["frames"]
-    assert track == tracks_grammar([frame["time"] for frame in frames])
-
-
-def test_only_answers_that_point_have_a_grammar(gateway: RunningGateway) -> None:
-    response = gateway.http.post("/v1/caption", json={"images": [PNG], "constrained": True})
-    assert response.status_code == 400
-    assert response.json()["error"]["code"] == "unknown_field"

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
@@ -21,7 +21,7 @@ import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from molmo_core.tokens import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START
-from molmo_server.app import create_app
+from molmo_server.app import ModelParts, create_app
 from molmo_server.engine_pool import (
     EngineAddress,
     EnginePool,
@@ -31,6 +31,7 @@ from molmo_server.engine_pool import (
 from molmo_server.engine_pool.fake import FakeEngine, serve_fake
 from molmo_server.engines import OwnEngines
 from molmo_server.settings import MolmoSettings
+from molmo_server.web.server import server_config
 
 FAST = EngineTiming(
     health_interval_s=0.05, health_timeout_s=2, hang_grace_s=0.5, start_timeout_s=30
@@ -141,6 +142,7 @@ def serve_in_thread(
     settings: MolmoSettings,
     engines: Callable[[], EnginePool],
     own: OwnEngines | None = None,
+    others: Callable[[], Sequence[ModelParts]] = tuple,
 ) -> Iterator[str]:
     """The application on a port of its own, with an event loop of its own; yields its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
@@ -150,8 +152,8 @@ def serve_in_thread(
     started: list[uvicorn.Server] = []
 
     async def serve() -> None:
-        app = create_app(settings, engines(), own=own, address=address)
-        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5)
+        app = create_app(settings, engines(), own=own, others=others(), address=address)
+        config = server_config(app, settings)
         started.append(uvicorn.Server(config))
         await started[0].serve(sockets=[listener])
 

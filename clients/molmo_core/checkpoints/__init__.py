@@ -22,6 +22,7 @@ from molmo_core.checkpoints.manifest import (
     check_files,
     describe_files,
     read_manifest,
+    verified,
 )
 from molmo_core.checkpoints.object_store import ObjectStore
 
@@ -52,4 +53,5 @@ __all__ = [
     "describe_files",
     "open_store",
     "read_manifest",
+    "verified",
 ]

@@ -25,18 +25,22 @@ from typing import Any
 
 from molmo_core.checkpoints.leases import held_by, new_lease
 from molmo_core.checkpoints.manifest import (
+    CURRENT,
     MANIFEST,
     NAME,
+    STALE_S,
     Manifest,
-    check_files,
     describe_files,
     new_id,
+    not_stored,
+    pointed_at,
     read_manifest,
+    to_retire,
+    verified,
 )
 from molmo_core.errors import CheckpointError
 
-_CURRENT, _CHECKPOINTS, _STAGING, _LIVE = "CURRENT", "checkpoints", "staging", "live"
-_STALE_S = 24 * 3600.0
+_CHECKPOINTS, _STAGING, _LIVE = "checkpoints", "staging", "live"
 
 
 class FolderStore:
@@ -50,14 +54,11 @@ class FolderStore:
     def current(self) -> str | None:
         """The id to serve, None when nothing was published. Raises CheckpointError."""
         try:
-            name = (self.folder / _CURRENT).read_text().strip()
+            return pointed_at((self.folder / CURRENT).read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{_CURRENT} cannot be read ({error})") from error
-        if not NAME.fullmatch(name):
-            raise CheckpointError(f"{_CURRENT} says {name[:100]!r}, which is no id")
-        return name
+        except OSError as error:
+            raise CheckpointError(f"{CURRENT} cannot be read ({error})") from error
 
     def ids(self) -> list[str]:
         """Every complete checkpoint, the oldest first."""
@@ -73,10 +74,7 @@ class FolderStore:
         """Raises CheckpointError when there is none of that id."""
         folder = self.folder / _CHECKPOINTS / checkpoint_id
         if not self.has(checkpoint_id) or folder.is_symlink():
-            known = ", ".join(self.ids()[-5:]) or "none"
-            raise CheckpointError(
-                f"the store has no checkpoint {checkpoint_id[:100]!r}; the last ones are: {known}"
-            )
+            raise not_stored(checkpoint_id, self.ids())
         return folder
 
     def has(self, checkpoint_id: str) -> bool:
@@ -90,17 +88,13 @@ class FolderStore:
 
     def bring(self, checkpoint_id: str) -> Path:
         """Its folder, when every file is as the manifest says. Raises CheckpointError."""
-        self.verify(checkpoint_id)
-        return self.folder_of(checkpoint_id)
+        folder = self.folder_of(checkpoint_id)
+        verified(folder, checkpoint_id)
+        return folder
 
     def verify(self, checkpoint_id: str) -> Manifest:
         """Read every file and compare with the manifest. Raises CheckpointError, saying what."""
-        folder = self.folder_of(checkpoint_id)
-        manifest = read_manifest(folder)
-        if manifest.id != checkpoint_id:
-            raise CheckpointError(f"the manifest of {checkpoint_id} is that of {manifest.id}")
-        check_files(folder, manifest)
-        return manifest
+        return verified(self.folder_of(checkpoint_id), checkpoint_id)
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -144,10 +138,10 @@ class FolderStore:
     def set_current(self, checkpoint_id: str) -> None:
         """Point at a complete checkpoint. Raises CheckpointError when it is not in order."""
         self.verify(checkpoint_id)
-        partial = self.folder / f".{_CURRENT}.{uuid.uuid4().hex}"
+        partial = self.folder / f".{CURRENT}.{uuid.uuid4().hex}"
         try:
             write_durably(partial, f"{checkpoint_id}\n".encode())
-            os.replace(partial, self.folder / _CURRENT)
+            os.replace(partial, self.folder / CURRENT)
         finally:
             partial.unlink(missing_ok=True)
         _sync(self.folder)
@@ -157,11 +151,8 @@ class FolderStore:
 
         Returns the ids that were removed. Raises ValueError for fewer than one.
         """
-        if keep < 1:
-            raise ValueError(f"keep is {keep}; at least one checkpoint stays")
-        ids = self.ids()
         removed = []
-        for checkpoint_id in ids[:-keep]:
+        for checkpoint_id in to_retire(self.ids(), keep):
             if checkpoint_id in {self.current(), *self.live()}:  # asked anew: removing takes time
                 continue
             # First out of sight, so that nobody opens what is going.
@@ -202,7 +193,7 @@ class FolderStore:
         root = self.folder / _STAGING
         for path in root.iterdir() if root.is_dir() else ():
             with suppress(FileNotFoundError):  # another publisher has just ended
-                if time.time() - path.stat().st_mtime > _STALE_S:
+                if time.time() - path.stat().st_mtime > STALE_S:
                     shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,4 +1,5 @@
-"""What a published checkpoint consists of: the manifest, and folders compared with it.
+"""What a published checkpoint consists of: the manifest, and folders compared with it; and what is
+so in every store: the pointer, ids, what retirement leaves alone.
 
 Knows: files, sizes, SHA-256. Does not know: where stores are, models, engines.
 """
@@ -8,15 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from molmo_core.errors import CheckpointError
 
-MANIFEST = "manifest.json"
+MANIFEST, CURRENT = "manifest.json", "CURRENT"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}")
 """Of checkpoints and of their ids."""
+STALE_S = 24 * 3600.0
+"""What a dead publisher left is removed when it is so old."""
 _HASH_BYTES = 1 << 22
 
 
@@ -81,13 +85,66 @@ def new_id(name: str, files: tuple[FileEntry, ...]) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """Raises CheckpointError when it is missing or is none."""
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        return parse_manifest((folder / MANIFEST).read_bytes(), folder.name)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{folder.name} has no {MANIFEST}: it was not published, or not to its end"
         ) from error
-    except (OSError, ValidationError) as error:
+    except OSError as error:
         raise CheckpointError(f"{MANIFEST} of {folder.name} cannot be read ({error})") from error
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """`name`: of the checkpoint, for messages. Raises CheckpointError."""
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise CheckpointError(f"{MANIFEST} of {name} cannot be read ({error})") from error
+
+
+def verified(folder: Path, checkpoint_id: str | None = None) -> Manifest:
+    """Read every file and compare with the manifest, which is that of `checkpoint_id`.
+
+    Raises CheckpointError, saying what is wrong.
+    """
+    manifest = read_manifest(folder)
+    if checkpoint_id is not None:
+        check_id(manifest, checkpoint_id)
+    check_files(folder, manifest)
+    return manifest
+
+
+def check_id(manifest: Manifest, checkpoint_id: str) -> Manifest:
+    """Raises CheckpointError when it belongs to another checkpoint."""
+    if manifest.id != checkpoint_id:
+        raise CheckpointError(f"the manifest of {checkpoint_id} is that of {manifest.id}")
+    return manifest
+
+
+def pointed_at(content: bytes) -> str:
+    """The id that a store's pointer holds. Raises CheckpointError."""
+    try:
+        name = content.decode().strip()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{CURRENT} cannot be read ({error})") from error
+    if not NAME.fullmatch(name):
+        raise CheckpointError(f"{CURRENT} says {name[:100]!r}, which is no id")
+    return name
+
+
+def not_stored(checkpoint_id: str, ids: Sequence[str]) -> CheckpointError:
+    """`ids`: what the store has, the oldest first."""
+    known = ", ".join(ids[-5:]) or "none"
+    return CheckpointError(
+        f"the store has no checkpoint {checkpoint_id[:100]!r}; the last ones are: {known}"
+    )
+
+
+def to_retire(ids: Sequence[str], keep: int) -> Sequence[str]:
+    """All but the last `keep`. Raises ValueError for fewer than one."""
+    if keep < 1:
+        raise ValueError(f"keep is {keep}; at least one checkpoint stays")
+    return ids[:-keep]
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

@@ -25,21 +25,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, TypeVar
 
-from pydantic import ValidationError
-
 from molmo_core.checkpoints.leases import held_by, new_lease
 from molmo_core.checkpoints.manifest import (
+    CURRENT,
     MANIFEST,
     NAME,
+    STALE_S,
     Manifest,
     check_files,
+    check_id,
     describe_files,
     new_id,
+    not_stored,
+    parse_manifest,
+    pointed_at,
+    read_manifest,
+    to_retire,
 )
 from molmo_core.errors import CheckpointError, MolmoError
 
-_CURRENT, _CHECKPOINTS, _LIVE, _UPLOADING = "CURRENT", "checkpoints", "live", ".uploading"
-_STALE_S = 24 * 3600.0
+_CHECKPOINTS, _LIVE, _UPLOADING = "checkpoints", "live", ".uploading"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -83,14 +88,9 @@ class ObjectStore:
         Raises CheckpointError, and OSError when the store cannot be reached.
         """
         try:
-            name = self._read(_CURRENT).decode().strip()
+            return pointed_at(self._read(CURRENT))
         except FileNotFoundError:
             return None
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{_CURRENT} cannot be read ({error})") from error
-        if not NAME.fullmatch(name):
-            raise CheckpointError(f"{_CURRENT} says {name[:100]!r}, which is no id")
-        return name
 
     @_reaching
     def ids(self) -> list[str]:
@@ -123,10 +123,7 @@ class ObjectStore:
                 return self._manifest(checkpoint_id)
         except FileNotFoundError:
             pass
-        known = ", ".join(self.ids()[-5:]) or "none"
-        raise CheckpointError(
-            f"the store has no checkpoint {checkpoint_id[:100]!r}; the last ones are: {known}"
-        )
+        raise not_stored(checkpoint_id, self.ids())
 
     @_reaching
     def bring(self, checkpoint_id: str) -> Path:
@@ -167,8 +164,7 @@ class ObjectStore:
 
     def verify(self, checkpoint_id: str) -> Manifest:
         """Read every file and compare with the manifest. Raises CheckpointError, saying what."""
-        self.bring(checkpoint_id)
-        return self.manifest(checkpoint_id)
+        return read_manifest(self.bring(checkpoint_id))
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -211,7 +207,7 @@ class ObjectStore:
     def set_current(self, checkpoint_id: str) -> None:
         """Point at a complete checkpoint. Raises CheckpointError when it is not."""
         self._check_sizes(self.manifest(checkpoint_id))
-        self._write(f"{checkpoint_id}\n".encode(), _CURRENT)
+        self._write(f"{checkpoint_id}\n".encode(), CURRENT)
 
     @_reaching
     def retire(self, keep: int) -> list[str]:
@@ -219,10 +215,8 @@ class ObjectStore:
 
         Returns the ids that were removed. Raises ValueError for fewer than one.
         """
-        if keep < 1:
-            raise ValueError(f"keep is {keep}; at least one checkpoint stays")
         removed = []
-        for checkpoint_id in self.ids()[:-keep]:
+        for checkpoint_id in to_retire(self.ids(), keep):
             if checkpoint_id in {self.current(), *self.live()}:  # asked anew: removing takes time
                 continue
             # First the manifest, so that nobody begins to read what is going; the mark has the
@@ -287,15 +281,7 @@ class ObjectStore:
     def _manifest(self, checkpoint_id: str) -> Manifest:
         """Raises FileNotFoundError, and CheckpointError for one that is damaged."""
         content = self._read(_CHECKPOINTS, checkpoint_id, MANIFEST)
-        try:
-            manifest = Manifest.model_validate_json(content)
-        except ValidationError as error:
-            raise CheckpointError(
-                f"{MANIFEST} of {checkpoint_id} cannot be read ({error})"
-            ) from error
-        if manifest.id != checkpoint_id:
-            raise CheckpointError(f"the manifest of {checkpoint_id} is that of {manifest.id}")
-        return manifest
+        return check_id(parse_manifest(content, checkpoint_id), checkpoint_id)
 
     def _check_sizes(self, manifest: Manifest) -> None:
         self._files.invalidate_cache()
@@ -315,7 +301,7 @@ class ObjectStore:
             if self._files.exists(self._path(*base, MANIFEST)):
                 continue
             with suppress(FileNotFoundError, ValueError):  # gone, or of another make
-                if time.time() - float(self._read(*base, _UPLOADING)) > _STALE_S:
+                if time.time() - float(self._read(*base, _UPLOADING)) > STALE_S:
                     self._files.rm(self._path(*base), recursive=True)
 
 

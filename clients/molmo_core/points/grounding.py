@@ -26,6 +26,7 @@ WarningCode = Literal[
     "repeated_time",  # a second group with the same time; merged
     "time_not_monotonic",  # groups not in order of time; kept
     "count_mismatch",  # the sentence declares another number than was pointed at
+    "over_max_points",  # more than were asked for; the first ones are kept
     "legacy_format",  # read as the format of an older model
 ]
 

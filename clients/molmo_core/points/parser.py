@@ -68,9 +68,15 @@ class GroundingParser:
         for the first time. Calling again returns the same."""
         if self._result is None:
             self._scanner.finish()
-            self._result = self._assemble("".join(self._chunks))
-            self._chunks.clear()
+            self._result = self._assemble(self.text)
         return self._result
+
+    @property
+    def text(self) -> str:
+        """All that was fed."""
+        if len(self._chunks) > 1:
+            self._chunks = ["".join(self._chunks)]
+        return "".join(self._chunks)
 
     def _assemble(self, text: str) -> Grounding:
         tags = self._scanner.tags

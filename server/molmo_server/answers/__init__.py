@@ -1,7 +1,11 @@
 """What the model writes: the form it is held to, and what is read out of it.
 
-grammar    the grammar that an answer is decoded under
-reading    from text to grounding
-relay      the same for a stream, passed on byte for byte
-verbs      the table of verbs: requests, answers
+grammar        the form of an answer, and the grammar that it is decoded under
+reading        from text to grounding
+confidence     how sure the model was of each place
+events         the engine's stream, event by event
+relay          the same passed on byte for byte, with its places
+verbs          the table of verbs: requests, answers
+merging        several answers about the same media as one
+interpolation  places of a track between those that the model saw
 """

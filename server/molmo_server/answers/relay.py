@@ -1,35 +1,24 @@
-"""The engine's event stream, passed on byte for byte, with the grounding added before its end.
+"""The engine's event stream, passed on byte for byte, with its places added as they are written,
+and the whole grounding before its end.
 
-Knows: server-sent events of OpenAI's chat stream. Does not know: where bytes come from or go.
+Knows: what a caller of the chat stream gets. Does not know: where bytes come from or go.
 
-Events are looked at (the text is needed for the grounding) and never written anew. Only `[DONE]`
-is held back, and an event that tells of the engine's failure becomes an error of our own. Where
-usage is counted the engine is made to tell it, and that event is left out for callers who did not
-ask for it.
+Events are looked at (`events`: the text is needed for the grounding) and never written anew. Only
+`[DONE]` is held back, and an event that tells of the engine's failure becomes an error of our own.
+The engine is made to tell what was used, and that event is left out for callers who did not ask.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import orjson
 
-from molmo_core.errors import EngineFailed, MolmoError
+from molmo_core import api
+from molmo_server.answers.events import END, LAST, EngineEvents, event
 from molmo_server.answers.reading import AnswerReader
-from molmo_server.errors import error_body
-
-_PREFIX = b"data: "
-_END = b"\n\n"
-_LAST = _PREFIX + b"[DONE]"
-_NO_CHUNK = (orjson.JSONDecodeError, KeyError, TypeError, AttributeError)
-"""What reading something else than a chunk of a completion raises."""
-
-
-def error_events(error: MolmoError) -> bytes:
-    """How a stream that has begun ends when it cannot go on."""
-    return _PREFIX + error_body(error) + _END + _LAST + _END
 
 
 class StreamRelay:
@@ -44,8 +33,7 @@ class StreamRelay:
         fingerprint: str,
         hides_usage: bool = False,
     ) -> None:
-        self._new_reader = new_reader
-        self._readers: dict[int, AnswerReader] = {}
+        self._events = EngineEvents(new_reader)
         self._head = {
             "id": stream_id,
             "object": "chat.completion.chunk",
@@ -54,72 +42,52 @@ class StreamRelay:
             "system_fingerprint": fingerprint,
         }
         self._hides_usage = hides_usage
-        self._n_told: int | None = None
-        self._n_pieces = 0
-        self._rest = b""
-        self._end: Literal["done", "failed"] | None = None
 
     @property
     def has_ended(self) -> bool:
         """The engine says no more; `check_end` tells whether all is well."""
-        return self._end is not None
+        return self._events.has_ended
 
     @property
     def n_tokens(self) -> int:
-        """Of the answer: as the engine told, which it does at its end; else the pieces of text,
-        of which the engine sends about one a token."""
-        return self._n_pieces if self._n_told is None else self._n_told
+        return self._events.n_tokens
+
+    @property
+    def n_prompt_tokens(self) -> int | None:
+        return self._events.n_prompt_tokens
 
     def feed(self, chunk: bytes) -> bytes:
         # Only whole events are passed on: an error event may have to follow.
-        *events, self._rest = (self._rest + chunk).split(_END)
         passed: list[bytes] = []
-        for one in events:
-            try:
-                is_hidden = one.startswith(_PREFIX) and self._look_at(one[len(_PREFIX) :])
-            except _NO_CHUNK:
-                self._end = "failed"
-            if self._end is not None:
-                break
-            if not is_hidden:
-                passed.append(one)
-        if self._end == "done":
-            passed += [self._grounding(), _LAST]
-        return b"".join(one + _END for one in passed)
+        for one in self._events.feed(chunk):
+            if not (self._hides_usage and one.is_usage):
+                passed += (one.raw, END)
+            if one.observed:
+                passed += map(self._added, one.observed)
+        if self._events.end == "done":
+            passed += (*self._grounding(), LAST, END)
+        return b"".join(passed)
 
     def check_end(self) -> None:
         """Raises EngineFailed when the engine reported a failure, or ended without `[DONE]`."""
-        if self._end != "done":
-            how = "failed" if self._end == "failed" else "ended"
-            raise EngineFailed(f"the engine {how} in the middle of the answer; send it again")
+        self._events.check_end()
 
-    def _look_at(self, data: bytes) -> bool:
-        """Take note of an event; whether it is not for the caller."""
-        if data.strip() == b"[DONE]":
-            self._end = "done"
-            return False
-        content = orjson.loads(data)
-        if "error" in content:
-            self._end = "failed"
-            return False
-        if usage := content.get("usage"):
-            self._n_told = usage.get("completion_tokens")
-        self._head["id"] = content.get("id", self._head["id"])
-        self._head["created"] = content.get("created", self._head["created"])
-        for choice in content.get("choices", ()):
-            reader = self._readers.setdefault(choice["index"], self._new_reader())
-            if text := choice["delta"].get("content"):
-                reader.feed(text)
-                self._n_pieces += 1
-        return self._hides_usage and bool(usage) and not content.get("choices")
+    def _added(self, observed: tuple[int, api.Observation]) -> bytes:
+        index, item = observed
+        grounding = api.Added(item=item).model_dump(mode="json")
+        return self._chunk([_choice(index, {"content": "", "grounding": grounding})])
 
-    def _grounding(self) -> bytes:
-        choices = [
-            {
-                "index": index,
-                "delta": {"grounding": reader.close().model_dump(mode="json")},
-                "finish_reason": None,
-            }
-            for index, reader in sorted(self._readers.items())
-        ]
-        return _PREFIX + orjson.dumps({**self._head, "choices": choices})
+    def _grounding(self) -> Iterable[bytes]:
+        choices = []
+        for index, reader in sorted(self._events.readers.items()):
+            grounding = reader.close().model_dump(mode="json")
+            yield from (self._added((index, item)) for item in reader.late)
+            choices.append(_choice(index, {"grounding": grounding}))
+        yield self._chunk(choices)
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> bytes:
+        return event(orjson.dumps({**self._head, **self._events.identity, "choices": choices}))
+
+
+def _choice(index: int, delta: Mapping[str, Any]) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "finish_reason": None}

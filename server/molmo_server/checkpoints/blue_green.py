@@ -2,7 +2,7 @@
 
 The one that serves goes on until the other has started, has answered its probes, has passed the
 gate and has been tried on callers, whichever of these was asked for. What fails ends the second
-one and nothing else.
+one and nothing else. Of several engines one is exchanged at a time.
 
 Knows: the order of the examinations and what each failure means. Does not know: how engines start
 (`engine_pool`), whether there is memory for two (`fit`).
@@ -21,7 +21,13 @@ from typing import Any
 
 from molmo_core.checkpoints import Probe
 from molmo_core.errors import CheckpointError
-from molmo_server.engine_pool import EnginePool, EngineState, SupervisedEngine, Trial
+from molmo_server.engine_pool import (
+    EnginePool,
+    EngineState,
+    RemoteEngine,
+    SupervisedEngine,
+    Trial,
+)
 from molmo_server.engine_pool.probing import ProbeLimits, wrong_probes
 from molmo_server.engine_pool.trial import TrialFigures
 
@@ -72,15 +78,16 @@ async def exchange(
     *,
     model: str,
     current_id: str,
+    replaced: RemoteEngine,
     limits: ProbeLimits,
     drain_s: float,
     on_phase: Callable[[str], None],
     on_chosen: Callable[[], None],
 ) -> Exchange:
-    """Start `engine` and put it in the place of all others, which then finish and leave.
+    """Start `engine` and put it in the place of `replaced`, which then finishes and leaves.
 
-    `on_chosen` is called in the same moment. Raises CheckpointError saying why not; the others
-    then serve as before.
+    `on_chosen` is called in the same moment. Raises CheckpointError saying why not; those that
+    serve then serve as before.
     """
     clock = asyncio.get_running_loop().time
     seconds: dict[str, float] = {}
@@ -103,7 +110,7 @@ async def exchange(
         is_chosen = True
         on_chosen()
     finally:
-        engines.end_trial(is_chosen=is_chosen, drain_s=drain_s)
+        engines.end_trial(replaced=replaced if is_chosen else None, drain_s=drain_s)
     canary = trial.figures.as_dict() if examination.has_canary else {}
     return Exchange(seconds=seconds, canary=canary)
 
@@ -131,6 +138,7 @@ async def _passes_gate(trial: Trial, examination: Examination, current_id: str) 
     if not examination.gate:
         return
     trial.is_open = True
+    inherited = {k: v for k, v in os.environ.items() if k != "MOLMO_ADMIN_KEY"}
     environment = {
         "MOLMO_SERVER": examination.address,
         "MOLMO_GATE_CANDIDATE": trial.engine.checkpoint_id,
@@ -142,7 +150,7 @@ async def _passes_gate(trial: Trial, examination: Examination, current_id: str) 
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **environment},
+            env={**inherited, **environment},
             start_new_session=True,
         )
     except OSError as error:

@@ -14,10 +14,10 @@ from pathlib import Path
 from molmo_core.checkpoints import Store, open_store
 from molmo_core.errors import CheckpointError
 from molmo_server.checkpoints.blue_green import Examination
+from molmo_server.checkpoints.every_engine import RolloutPlan
 from molmo_server.checkpoints.fit import check_mask
 from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint
 from molmo_server.checkpoints.local import LocalCheckpoints
-from molmo_server.checkpoints.rollout import RolloutPlan
 from molmo_server.engine_pool.probing import ProbeLimits
 from molmo_server.engine_pool.swap import SwapLimits
 from molmo_server.settings import MolmoSettings

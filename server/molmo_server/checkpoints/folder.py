@@ -63,7 +63,9 @@ class Checkpoint:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of `text`; special tokens spelt out count as one each, BOS is not included."""
-        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        # The fast form leaves out offsets, which take a third of the time.
+        (encoded,) = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return len(encoded)
 
     @cached_property
     def longest_token_chars(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -54,6 +55,7 @@ class History:
 
     def __init__(self) -> None:
         self.events: deque[Event] = deque(maxlen=_REMEMBERED)
+        self.on_event: Callable[[Event], None] = lambda event: None
 
     def note(
         self,
@@ -79,6 +81,7 @@ class History:
             canary=canary or {},
         )
         self.events.append(event)
+        self.on_event(event)
         logger.info("checkpoint %s: %s, %s", checkpoint, outcome, reason)
         return event
 

@@ -25,9 +25,9 @@ from molmo_core.checkpoints import (
     MANIFEST,
     Manifest,
     Store,
-    check_files,
     describe_files,
     read_manifest,
+    verified,
 )
 from molmo_core.errors import CheckpointError
 
@@ -71,7 +71,7 @@ class LocalCheckpoints:
         target = self._converted_folder(published.id)
         if target.is_dir():
             try:
-                return target, _checked(target)
+                return target, verified(target)
             except CheckpointError:  # altered since
                 shutil.rmtree(target)
         work = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -85,7 +85,7 @@ class LocalCheckpoints:
                 out.rename(target)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        return target, _checked(target)
+        return target, verified(target)
 
     def _converted_folder(self, checkpoint_id: str) -> Path:
         """Another version of the importer may write otherwise."""
@@ -140,13 +140,6 @@ class LocalCheckpoints:
                 raise CheckpointError(
                     f"it is in Ai2's form and cannot be converted: {lines[-1] if lines else '?'}"
                 )
-
-
-def _checked(folder: Path) -> Manifest:
-    """Raises CheckpointError unless the folder is as its manifest says."""
-    manifest = read_manifest(folder)
-    check_files(folder, manifest)
-    return manifest
 
 
 def _written(out: Path) -> int:

@@ -1,50 +1,31 @@
 """How another checkpoint comes to be served.
 
 A rollout brings a checkpoint to this machine, checks it against what is running, chooses the way
-(the weights in place under every engine, one after the other, or a second engine beside the first)
-and remembers what happened. What fails leaves the old one serving, with the reason in the history.
+(the weights in place under every engine, or a second engine beside each) and remembers what
+happened. What fails leaves the old one serving, with the reason in the history.
 
-Knows: the order, and which way fits. Does not know: where checkpoints come from (`local`), how an
-engine loads (`engine_pool.swap`) or is replaced (`blue_green`), who asks (`following`, the routes).
+Knows: the order, and which way fits. Does not know: where checkpoints come from (`local`), how
+engines get them (`every_engine`), who asks (`following`, the routes).
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Literal
 
 from molmo_core.checkpoints import MANIFEST, Probe, Store, read_manifest
 from molmo_core.errors import Busy, CheckpointError, NotFound
-from molmo_server.checkpoints.blue_green import Examination, Exchange, exchange
+from molmo_server.checkpoints.blue_green import Exchange
+from molmo_server.checkpoints.every_engine import EveryEngine, RolloutPlan
 from molmo_server.checkpoints.fit import check_mask, differences, lack_of_memory
 from molmo_server.checkpoints.folder import Checkpoint, read_checkpoint
 from molmo_server.checkpoints.live import Event, History, LiveCheckpoint
 from molmo_server.checkpoints.local import LocalCheckpoints
-from molmo_server.engine_pool import EnginePool, RemoteEngine, SupervisedEngine
-from molmo_server.engine_pool.swap import NotNow, SwapLimits, SwapReport, Weights, swap_in_place
+from molmo_server.engine_pool import EnginePool, SupervisedEngine
+from molmo_server.engine_pool.swap import NotNow
 from molmo_server.engines import OwnEngines
-
-logger = logging.getLogger(__name__)
-
-SwapWay = Literal["auto", "in_place", "blue_green"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutPlan:
-    """How checkpoints are to be changed."""
-
-    served_name: str
-    max_model_len: int | None = None
-    way: SwapWay = "auto"
-    """"auto": in place where that is possible and nothing is to be examined beside it."""
-    limits: SwapLimits = field(default_factory=SwapLimits)
-    leave_s: float = 120.0
-    """How long an engine that is replaced may finish what it began."""
-    examination: Examination = field(default_factory=Examination)
 
 
 class Rollout:
@@ -69,8 +50,15 @@ class Rollout:
         """Awaited when other checkpoints are to be kept than before."""
         self._plan, self._engines, self._local, self._own = plan, engines, local, own
         self._lock = asyncio.Lock()
-        self._numbers = itertools.count(1)
         self._probes: dict[str, tuple[Probe, ...]] = {}
+        self._every_engine = EveryEngine(
+            plan,
+            live=live,
+            engines=engines,
+            own=own,
+            probes=self._probes,
+            on_phase=self._note_phase,
+        )
         if (live.current.folder / MANIFEST).exists():
             self._probes[live.current.id] = read_manifest(live.current.folder).probes
 
@@ -106,13 +94,19 @@ class Rollout:
         Raises Busy while another change is going on, NotFound, and CheckpointError with the
         reason why the old one still serves.
         """
-        if self._lock.locked():
-            raise Busy("another checkpoint is being loaded; try again when it is done")
-        async with self._lock:
+        async with self.unchanged():
             try:
                 return await self._activate(checkpoint_id)
             finally:
                 self.loading = self.phase = ""
+
+    @asynccontextmanager
+    async def unchanged(self) -> AsyncIterator[None]:
+        """No change begins in the block. Raises Busy while one is going on."""
+        if self._lock.locked():
+            raise Busy("another checkpoint is being loaded; try again when it is done")
+        async with self._lock:
+            yield
 
     async def roll_back(self) -> Event:
         """Serve what was served before. Raises as `activate`."""
@@ -131,10 +125,9 @@ class Rollout:
             new = await asyncio.to_thread(self._brought, checkpoint_id)
             way = self._chosen_way(await asyncio.to_thread(self._obstacles, new))
             if way == "in_place":
-                done = Exchange(seconds=await self._load_in_place(new))
-                self._serve(new)
+                done = Exchange(seconds=await self._every_engine.load(new))
             else:
-                done = await self._exchange_engines(new)
+                done = await self._every_engine.exchange(new)
         except (CheckpointError, OSError) as error:
             self.history.note(checkpoint_id, "refused", str(error))
             raise CheckpointError(f"{checkpoint_id} is not served: {error}") from error
@@ -144,10 +137,6 @@ class Rollout:
         return self.history.note(
             new.id, "serving", reason, seconds=done.seconds, canary=done.canary
         )
-
-    def _serve(self, new: Checkpoint) -> None:
-        if new.id != self.live.current.id:
-            self.live.previous, self.live.current = self.live.current, new
 
     # --- what is to be loaded -------------------------------------------------------------------
 
@@ -206,80 +195,15 @@ class Rollout:
     def _lack_of_second_engine(self) -> str | None:
         engines = self._engines.engines
         if self._own is None or not all(isinstance(e, SupervisedEngine) for e in engines):
-            return "the engine is run by others"
-        if len(engines) > 1:
-            return f"there are {len(engines)} engines, a second one takes the place of one only"
+            return "an engine is run by others"
         return None
 
     def _lack_of_memory(self) -> str | None:
         """Whoever asks for a second engine by name knows that there is memory for it."""
-        pids = [e.pid for e in self._engines.engines if isinstance(e, SupervisedEngine)]
-        if self._plan.way == "blue_green" or pids[0] is None:
+        pids = [e.pid for e in self._engines.engines if isinstance(e, SupervisedEngine) and e.pid]
+        if self._plan.way == "blue_green" or not pids:
             return None
         return lack_of_memory(pids[0])
-
-    # --- in place -------------------------------------------------------------------------------
-
-    async def _load_in_place(self, new: Checkpoint) -> dict[str, float]:
-        """All engines or none: those that have changed go back when a later one fails."""
-        old = self.live.current
-        seconds: dict[str, float] = {}
-        changed: list[RemoteEngine] = []
-        self.phase = "loading in place"
-        try:
-            for engine in self._engines.engines:
-                report = await self._swap(engine, new, old)
-                changed.append(engine)
-                seconds |= {f"{engine.name} {k}": v for k, v in report.seconds.items()}
-        except CheckpointError:
-            for engine in changed:
-                try:
-                    await self._swap(engine, old, new)
-                except CheckpointError as worse:  # each answer still names what computed it
-                    logger.error("engine %s keeps %s: %s", engine.name, new.id, worse)
-            raise
-        return seconds
-
-    async def _swap(self, engine: RemoteEngine, new: Checkpoint, old: Checkpoint) -> SwapReport:
-        return await swap_in_place(
-            engine,
-            self._weights(new, engine),
-            self._weights(old, engine),
-            model=self._plan.served_name,
-            limits=self._plan.limits,
-        )
-
-    def _weights(self, checkpoint: Checkpoint, engine: RemoteEngine) -> Weights:
-        is_own = self._own is not None and isinstance(engine, SupervisedEngine)
-        return Weights(
-            folder=checkpoint.folder,
-            id=checkpoint.id,
-            probes=self._probes.get(checkpoint.id, ()),
-            process=self._own.process(checkpoint, engine.name) if is_own and self._own else None,
-        )
-
-    # --- on a second engine ---------------------------------------------------------------------
-
-    async def _exchange_engines(self, new: Checkpoint) -> Exchange:
-        assert self._own is not None, "_chosen_way has seen to it"
-        name = f"engine-{next(self._numbers)}"
-        engine = self._own.engine(new, name, is_on_trial=True)
-        self.live.candidate = new
-        try:
-            return await exchange(
-                self._engines,
-                engine,
-                self._probes.get(new.id, ()),
-                self._plan.examination,
-                model=self._plan.served_name,
-                current_id=self.live.current.id,
-                limits=self._plan.limits.probes,
-                drain_s=self._plan.leave_s,
-                on_phase=self._note_phase,
-                on_chosen=lambda: self._serve(new),
-            )
-        finally:
-            self.live.candidate = None
 
 
 async def _nobody_to_tell() -> None:

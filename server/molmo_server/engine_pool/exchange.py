@@ -5,9 +5,11 @@ Knows: HTTP to vLLM's server, its error bodies. Does not know: health, processes
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ WEIGHTS_PATH = "/molmo/weights"
 """Of our own control plugin inside the engine (`engine.control`)."""
 _MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MAX_ERROR_CHARS = 600
+_LAST_BYTES_S = 0.2
 _IDLE_CONNECTION_S = 2.0  # the engine closes them after 5: never use one that is just closing
 
 
@@ -65,12 +68,27 @@ class EngineReply:
         except LOST as error:
             raise lost_on_the_way(error) from error
 
+    async def end(self) -> None:
+        """Wait for the end of an answer that has told all: its connection can be used again."""
+        with suppress(TimeoutError, *LOST):
+            async with asyncio.timeout(_LAST_BYTES_S):
+                await self.content.read()
+
 
 def lost_on_the_way(error: BaseException) -> EngineUnavailable:
     return EngineUnavailable(
         f"the engine was lost while answering ({type(error).__name__}); send the request again",
         retry_after_s=1,
     )
+
+
+def check_kind(content_type: str, *, whole: bool) -> None:
+    """Raises EngineFailed for an answer that no engine gives: something else answers there."""
+    expected = "application/json" if whole else "text/event-stream"
+    if content_type != expected:
+        raise EngineFailed(
+            f"the engine's answer is {content_type[:60]!r} and not {expected}; send it again"
+        )
 
 
 def failure(status: int, body: bytes) -> EngineRefused | EngineFailed | EngineUnavailable:

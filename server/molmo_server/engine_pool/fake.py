@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import re
 import signal
@@ -39,9 +40,12 @@ class Trick(StrEnum):
     BREAK_FIRST = "[break first]"  # the first request of this text breaks before its first byte
     FAIL = "[500]"
     REFUSE = "[400]"
+    REFUSE_GRAMMAR = "[no grammars]"  # 400 for what it is to decode under
     FULL = "[503]"
     SLOW = "[slow]"  # twenty pieces a second
     ERROR_EVENT = "[error event]"  # a stream that tells of a failure
+    PAGE = "[page]"  # 200 with something that no engine says
+    NOISE = "[noise]"  # bytes that are not HTTP
 
 
 @dataclass(kw_only=True)
@@ -50,12 +54,18 @@ class FakeEngine:
 
     script: dict[str, str] = field(default_factory=dict)
     default: str = DEFAULT_ANSWER
+    trick: str = ""
+    """As if every question had this word."""
     is_healthy: bool = True
     is_wedged: bool = False
+    takes_media_options: bool = True
+    """As engines of ours say."""
     n_tokens: int = 0
     """As the engine's metrics count them."""
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies as received, oldest first."""
+    traceparents: list[str | None] = field(default_factory=list)
+    """Of each request, in the same order."""
     n_dropped: int = 0
     """Answers that the caller did not wait for."""
     seconds_per_piece: float = 0.0
@@ -86,7 +96,10 @@ class FakeEngine:
         )
 
     async def _loaded(self, request: web.Request) -> web.Response:
-        return web.json_response({"version": self.loaded[-1] if self.loaded else "fake"})
+        version = self.loaded[-1] if self.loaded else "fake"
+        return web.json_response(
+            {"version": version, "takes_media_options": self.takes_media_options}
+        )
 
     async def _load(self, request: web.Request) -> web.Response:
         wanted = await request.json()
@@ -100,9 +113,13 @@ class FakeEngine:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.requests.append(body)
-        question = question_of(body)
-        if refusal := await self._misbehave(question, request):
-            return refusal
+        self.traceparents.append(request.headers.get("traceparent"))
+        question = question_of(body) + self.trick
+        if trouble := await self._misbehave(question, request):
+            return trouble
+        if Trick.REFUSE_GRAMMAR in question and "structured_outputs" in body:
+            refusal = {"message": "unknown field structured_outputs"}
+            return web.json_response({"error": refusal}, status=400)
         answer = next((a for key, a in self.script.items() if key in question), self.default)
         pieces = re.findall(r".{1,4}", answer, re.DOTALL)
         max_tokens = body.get("max_tokens", len(pieces))
@@ -123,8 +140,9 @@ class FakeEngine:
             return await self._stream(request, body, identity, pieces, finish, usage)
         if Trick.DIE_LATE in question:
             os.kill(os.getpid(), signal.SIGKILL)
-        message = {"role": "assistant", "content": "".join(pieces)}
-        extra = self._tokens(max_tokens) if body.get("return_tokens_as_token_ids") else {}
+        message: dict[str, Any] = {"role": "assistant", "content": "".join(pieces)}
+        extra: dict[str, Any] = logprobs_of("".join(pieces)) if body.get("logprobs") else {}
+        extra = self._tokens(max_tokens) if body.get("return_tokens_as_token_ids") else extra
         choices = [
             {"index": k, "message": message, "finish_reason": finish, **extra}
             for k in range(body.get("n", 1))
@@ -157,6 +175,13 @@ class FakeEngine:
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
+        if Trick.NOISE in question:
+            assert isinstance(request.transport, asyncio.Transport)
+            request.transport.write(b"\0\1 noise\r\n\r\n")
+            request.transport.close()
+            return web.Response()
+        if Trick.PAGE in question:
+            return web.Response(text="<html>It works</html>", content_type="text/html")
         for trick, status in ((Trick.FAIL, 500), (Trick.REFUSE, 400), (Trick.FULL, 503)):
             if trick in question:
                 message = "cannot identify image file <_io.BytesIO object at 0x7f00deadbeef>"
@@ -174,8 +199,14 @@ class FakeEngine:
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        question = question_of(body)
-        events = stream_events(identity, pieces, finish, n_choices=body.get("n", 1))
+        question = question_of(body) + self.trick
+        events = stream_events(
+            identity,
+            pieces,
+            finish,
+            n_choices=body.get("n", 1),
+            has_logprobs=bool(body.get("logprobs")),
+        )
         if body.get("stream_options", {}).get("include_usage"):
             tail = {"object": "chat.completion.chunk", **identity, "choices": [], "usage": usage}
             events.append(f"data: {json.dumps(tail)}\n\n")
@@ -204,13 +235,20 @@ class FakeEngine:
 
 
 def stream_events(
-    identity: dict[str, Any], pieces: list[str], finish: str, *, n_choices: int
+    identity: dict[str, Any],
+    pieces: list[str],
+    finish: str,
+    *,
+    n_choices: int,
+    has_logprobs: bool = False,
 ) -> list[str]:
     """The events of one answer without usage and `[DONE]`; every choice gets the same text."""
     events = []
 
     def add(index: int, delta: dict[str, Any], finish_reason: str | None) -> None:
-        choice = {"index": index, "delta": delta, "finish_reason": finish_reason}
+        choice: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": finish_reason}
+        if has_logprobs:
+            choice |= logprobs_of(delta.get("content", ""))
         chunk = {"object": "chat.completion.chunk", **identity, "choices": [choice]}
         events.append(f"data: {json.dumps(chunk)}\n\n")
 
@@ -220,6 +258,23 @@ def stream_events(
             add(index, {"content": piece}, None)
         add(index, {}, finish)
     return events
+
+
+def logprobs_of(text: str) -> dict[str, Any]:
+    """A token a character, of probability 0.8, with 0 and 5 of 0.1 each beside it."""
+    content = [
+        {
+            "token": char,
+            "logprob": math.log(0.8),
+            "top_logprobs": [
+                {"token": char, "logprob": math.log(0.8)},
+                *({"token": one, "logprob": math.log(0.1)} for one in "05" if one != char),
+                {"token": "x", "logprob": -20.0},
+            ],
+        }
+        for char in text
+    ]
+    return {"logprobs": {"content": content}}
 
 
 def question_of(body: dict[str, Any]) -> str:
@@ -250,6 +305,7 @@ def main() -> None:
     parser.add_argument("--logprob", type=float, default=-1.0, help="of every token of probes")
     parser.add_argument("--child-pid-file", type=Path, help="start a child, as engines do")
     parser.add_argument("--fail-if", type=Path, help="end with status 3 when this file exists")
+    parser.add_argument("--then-touch", type=Path, help="make this file when it has started")
     arguments = parser.parse_args()
     if arguments.fail_if is not None and arguments.fail_if.exists():
         raise SystemExit("told to fail while starting")
@@ -259,13 +315,15 @@ def main() -> None:
             signal.pause()
         arguments.child_pid_file.write_text(str(child))
     engine = FakeEngine(script=arguments.script, logprobs={"": arguments.logprob})
-    asyncio.run(_serve_until_told(engine, arguments.uds))
+    asyncio.run(_serve_until_told(engine, arguments.uds, arguments.then_touch))
 
 
-async def _serve_until_told(engine: FakeEngine, socket: Path) -> None:
+async def _serve_until_told(engine: FakeEngine, socket: Path, then_touch: Path | None) -> None:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with serve_fake(engine, socket):
+        if then_touch is not None:
+            then_touch.touch()
         await ended.wait()
     sys.stdout.write("ended in order\n")
 

@@ -1,7 +1,8 @@
 """Which engine answers, and what happens when it dies while answering.
 
-Before the first byte a broken request is sent once more, to whichever engine is ready within the
-deadline; afterwards the caller has part of an answer and is told.
+Of the engines that are ready `routing` chooses. Before the first byte a broken request is sent once
+more, to another engine if one is ready, else to whichever is within the deadline; afterwards the
+caller has part of an answer and is told. Engines come and go while others answer.
 
 Beside the engines that answer there may be one on trial (`trial`).
 
@@ -12,13 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError
 from molmo_server.engine_pool.exchange import EngineReply
 from molmo_server.engine_pool.remote import EngineState, RemoteEngine
+from molmo_server.engine_pool.routing import choose
 from molmo_server.engine_pool.trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -38,6 +41,10 @@ class _Request:
     body_for: BodyFor
     request_id: str
     whole: bool
+    latest: float
+    """Time of the event loop until which an engine may be waited for."""
+    medium: str = ""
+    checkpoint_id: str | None = None
 
 
 class EnginePool:
@@ -50,13 +57,53 @@ class EnginePool:
         """Set when other engines answer than before, and then replaced."""
         self._leaving: set[asyncio.Task[None]] = set()
 
+    @property
+    def all_engines(self) -> tuple[RemoteEngine, ...]:
+        """Those that answer, and one on trial."""
+        return (*self.engines, *([self.trial.engine] if self.trial else []))
+
     async def start(self) -> None:
         for engine in self.engines:
             await engine.start()
 
     async def stop(self, *, drain_s: float) -> None:
-        engines = [*self.engines, *([self.trial.engine] if self.trial else [])]
-        await asyncio.gather(*(e.stop(drain_s=drain_s) for e in engines), *self._leaving)
+        leaving = (engine.stop(drain_s=drain_s) for engine in self.all_engines)
+        await asyncio.gather(*leaving, *self._leaving)
+
+    # --- engines that come and go -----------------------------------------------------------------
+
+    async def add(self, engine: RemoteEngine) -> None:
+        """One more engine, from now on."""
+        self._set_engines((*self.engines, engine))
+        await engine.start()
+
+    def remove(self, engine: RemoteEngine, *, drain_s: float) -> None:
+        """It gets no more requests; see `_let_leave`."""
+        self._set_engines(tuple(one for one in self.engines if one is not engine))
+        self._let_leave(engine, drain_s, "it was removed")
+
+    def drain(self, engine: RemoteEngine, *, drain_s: float) -> None:
+        """As `remove`, but it stays known, and may be started again."""
+        self._let_leave(engine, drain_s, "it was drained")
+
+    def start_again(self, engine: RemoteEngine, *, drain_s: float) -> None:
+        """What it has begun may go on for at most `drain_s`; that is not waited for."""
+        self._in_background(engine.start_again(drain_s=drain_s), f"{engine.name} starts again")
+
+    def _set_engines(self, engines: tuple[RemoteEngine, ...]) -> None:
+        self.engines = engines
+        self._exchanged.set()
+        self._exchanged = asyncio.Event()
+
+    def _let_leave(self, engine: RemoteEngine, drain_s: float, reason: str) -> None:
+        """It ends what it has begun, for at most `drain_s`; that is not waited for."""
+        stopping = engine.stop(drain_s=drain_s, reason=reason)
+        self._in_background(stopping, f"{engine.name} leaves")
+
+    def _in_background(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     # --- an engine on trial ---------------------------------------------------------------------
 
@@ -70,24 +117,17 @@ class EnginePool:
         await engine.start()
         return self.trial
 
-    def end_trial(self, *, is_chosen: bool, drain_s: float) -> None:
-        """The engine on trial takes the place of the others, or leaves.
+    def end_trial(self, *, replaced: RemoteEngine | None, drain_s: float) -> None:
+        """The engine on trial takes the place of another one, or, with None, leaves.
 
         Whoever leaves ends what it has begun, for at most `drain_s`; that is not waited for.
         """
         if self.trial is None:
             return
         engine, self.trial = self.trial.engine, None
-        leaving = self.engines if is_chosen else (engine,)
-        if is_chosen:
-            self.engines = (engine,)
-            self._exchanged.set()
-            self._exchanged = asyncio.Event()
-        for one in leaving:
-            stopping = one.stop(drain_s=drain_s, reason="another engine takes its place")
-            task = asyncio.create_task(stopping, name=f"{one.name} leaves")
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+        if replaced is not None:
+            self._set_engines(tuple(engine if e is replaced else e for e in self.engines))
+        self._let_leave(replaced or engine, drain_s, "another engine takes its place")
 
     # --- asking ---------------------------------------------------------------------------------
 
@@ -122,56 +162,54 @@ class EnginePool:
         request_id: str,
         deadline: float,
         whole: bool,
+        medium: str = "",
         checkpoint_id: str | None = None,
     ) -> AsyncIterator[EngineReply]:
         """Ask an engine; see `RemoteEngine.open`. `deadline` is a time of the event loop.
 
-        `checkpoint_id`: that of an engine on trial has it asked, any other means the rest. Raises
-        EngineUnavailable, EngineFailed, EngineRefused, and what `body_for` raises.
+        `medium` names what the question is about: such questions meet in one engine. Who has the
+        weights `checkpoint_id`, also on trial, is asked before others; None asks nobody on trial
+        but by lot. Raises EngineUnavailable, EngineFailed, EngineRefused, and what `body_for`
+        raises.
         """
         self.check_hope()
-        request = _Request(body_for=body_for, request_id=request_id, whole=whole)
-        latest = deadline - _MARGIN_S
+        request = _Request(
+            body_for=body_for,
+            request_id=request_id,
+            whole=whole,
+            latest=deadline - _MARGIN_S,
+            medium=medium,
+            checkpoint_id=checkpoint_id,
+        )
         is_drawn = self.trial is not None and self.trial.answers(checkpoint_id)
-        trial = self.trial if is_drawn else None
         async with AsyncExitStack() as stack:
-            try:
-                if trial is None:
-                    engine, reply = await self._ask_serving(request, latest, stack)
-                else:
-                    is_named = checkpoint_id is not None
-                    engine, reply = await self._ask_trial(trial, is_named, request, latest, stack)
-            except asyncio.CancelledError:
-                if trial is not None and asyncio.get_running_loop().time() >= latest:
-                    trial.figures.n_failed += 1  # it kept a caller waiting until the deadline
-                raise
+            if self.trial is not None and is_drawn:
+                engine, reply = await self._ask_trial(self.trial, request, stack)
+            else:
+                engine, reply = await self._ask_serving(request, stack)
             try:
                 yield reply
             except (EngineUnavailable, EngineFailed) as error:
                 raise self._noted(error, engine) from error
+            engine.breaker.succeed()
 
     async def _ask_serving(
-        self, request: _Request, latest: float, stack: AsyncExitStack
+        self, request: _Request, stack: AsyncExitStack
     ) -> tuple[RemoteEngine, EngineReply]:
-        engine, body = await self._prepared(request, self._patience(latest))
+        engine, body = await self._prepared(request, self._patience(request.latest))
         try:
             return engine, await self._ask(engine, body, request, stack)
         except (EngineUnavailable, EngineFailed) as error:
             logger.warning("request %s is sent again: %s", request.request_id, error)
             self._note_failure(engine)
-        engine, body = await self._prepared(request, latest)
+        engine, body = await self._prepared(request, request.latest)
         try:
             return engine, await self._ask(engine, body, request, stack)
         except (EngineUnavailable, EngineFailed) as error:
             raise self._noted(error, engine) from error
 
     async def _ask_trial(
-        self,
-        trial: Trial,
-        is_named: bool,
-        request: _Request,
-        latest: float,
-        stack: AsyncExitStack,
+        self, trial: Trial, request: _Request, stack: AsyncExitStack
     ) -> tuple[RemoteEngine, EngineReply]:
         """Who did not name its checkpoint is answered by another engine when it cannot."""
         trial.figures.n_asked += 1
@@ -182,10 +220,10 @@ class EnginePool:
             is_broken = isinstance(error, (EngineUnavailable, EngineFailed))
             if is_broken:
                 self._note_failure(trial.engine)
-            if is_named:
+            if request.checkpoint_id is not None:
                 raise
             logger.warning("request %s leaves the engine on trial: %s", request.request_id, error)
-        answered = await self._ask_serving(request, latest, stack)
+        answered = await self._ask_serving(request, stack)
         if not is_broken:  # it refuses what the others take
             trial.figures.n_failed += 1
         return answered
@@ -193,7 +231,7 @@ class EnginePool:
     async def _prepared(self, request: _Request, until: float) -> tuple[RemoteEngine, bytes]:
         """A ready engine, and what it is sent. Raises EngineUnavailable."""
         while True:
-            engine = await self._ready_engine(until)
+            engine = await self._ready_engine(request, until)
             body = await request.body_for(engine)
             if engine.ready.is_set():  # it may have been held, or have left, meanwhile
                 return engine, body
@@ -201,10 +239,16 @@ class EnginePool:
     async def _ask(
         self, engine: RemoteEngine, body: bytes, request: _Request, stack: AsyncExitStack
     ) -> EngineReply:
-        began = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        began = clock()
         asked = engine.open(body, request_id=request.request_id, whole=request.whole)
-        reply = await stack.enter_async_context(asked)
-        self._note_answer(engine, asyncio.get_running_loop().time() - began)
+        try:
+            reply = await stack.enter_async_context(asked)
+        except asyncio.CancelledError:
+            if clock() >= request.latest:  # it kept a caller waiting until the deadline
+                self._note_overdue(engine)
+            raise
+        self._note_answer(engine, clock() - began)
         return reply
 
     @asynccontextmanager
@@ -243,19 +287,25 @@ class EnginePool:
             self.trial.figures.n_failed += 1
         engine.suspect()
 
+    def _note_overdue(self, engine: RemoteEngine) -> None:
+        """It may only be slow, so it is not suspected."""
+        if self.trial is not None and engine is self.trial.engine:
+            self.trial.figures.n_failed += 1
+        engine.breaker.fail()
+
     def _patience(self, latest: float) -> float:
         """Until when a new request waits for an engine: a load is waited for, a doubt shortly."""
         if any(engine.is_held for engine in self.engines):
             return latest
         return min(asyncio.get_running_loop().time() + _SUSPICION_S, latest)
 
-    async def _ready_engine(self, until: float) -> RemoteEngine:
-        """The least loaded of those that are ready; waits for one until the loop's time `until`.
+    async def _ready_engine(self, request: _Request, until: float) -> RemoteEngine:
+        """The one to ask of those that are ready; waits for one until the loop's time `until`.
 
         Raises EngineUnavailable.
         """
-        while not (ready := [engine for engine in self.engines if engine.ready.is_set()]):
-            settling = [engine for engine in self.engines if engine.state not in _GONE]
+        while not (ready := [e for e in self._able(request) if e.ready.is_set()]):
+            settling = [engine for engine in self._able(request) if engine.state not in _GONE]
             remaining_s = until - asyncio.get_running_loop().time()
             if not settling or remaining_s <= 0:
                 raise self.unavailable()
@@ -266,4 +316,9 @@ class EnginePool:
             finally:
                 for wait in waits:
                     wait.cancel()
-        return min(ready, key=lambda engine: engine.n_in_flight)
+        return choose(ready, request.medium)
+
+    def _able(self, request: _Request) -> Sequence[RemoteEngine]:
+        """Those with the checkpoint that is named, as long as there are any."""
+        named = [engine for engine in self.engines if engine.checkpoint_id == request.checkpoint_id]
+        return named or self.engines

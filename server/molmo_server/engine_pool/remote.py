@@ -1,7 +1,7 @@
 """One engine reached over HTTP: whether it answers, and how it is asked.
 
 Knows: vLLM's `/health`, its chat endpoint and token counters, patience. Does not know: processes
-(`supervisor`), other engines (`pool`), what the bodies say.
+(`supervisor`), other engines (`pool`, `routing`), what the bodies say.
 
 An engine is ready when `/health` answers 200 and the warm-up requests were answered. A request
 that broke makes it suspect: not ready until looked at again. Requests without a byte for longer
@@ -23,15 +23,18 @@ import aiohttp
 import orjson
 
 from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
+from molmo_server.engine_pool.breaker import Breaker, Trust
 from molmo_server.engine_pool.exchange import (
     CHAT_PATH,
     LOST,
     WEIGHTS_PATH,
     EngineAddress,
     EngineReply,
+    check_kind,
     failure,
     lost_on_the_way,
 )
+from molmo_server.telemetry.tracing import trace_headers
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +79,15 @@ class RemoteEngine:
         self.name = name
         self.checkpoint_id = ""
         """Whose weights it has; empty when it was not told."""
+        self.takes_media_options = False
+        """Whether it honours `media.options.engine_fields`; our engines say so."""
+        self.media_folder: Path | None = None
+        """Where it reads files that are named in a request; None: it takes them inside only."""
         self.state = EngineState.STARTING
         self.reason = "the engine has not been looked at yet"
         self.n_in_flight = 0
         self.n_restarts = 0
+        self.breaker = Breaker()
         self.ready = asyncio.Event()
         self.settled = asyncio.Event()
         """Set when ready, and when given up: nothing is to be waited for."""
@@ -88,38 +96,76 @@ class RemoteEngine:
         self._warm_ups = warm_ups
         self._wake = asyncio.Event()
         self._must_probe = False
+        self._is_doubted = False
+        """It is to prove that it still generates."""
         self._held = self._lost = ""
-        self._is_loading = False
-        self._loaded_id: str | None = None
-        """What we had it load since it was started."""
+        self._is_loading = self._is_leaving = False
+        self._expected_id: str | None = None
+        """Whose weights it must have, if it tells: None when that is not known."""
         self._last_bytes_at = 0.0
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Lock()
 
     @property
     def retry_after_s(self) -> float:
         """An estimate of when this engine may be ready."""
         return max(1.0, self._timing.health_interval_s)
 
+    @property
+    def is_avoided(self) -> bool:
+        """Asked only when no other engine can be: it breaks, or may be hanging."""
+        trust = self.breaker.trust
+        is_on_probation = trust is Trust.HALF_OPEN and self.n_in_flight > 0
+        return self._is_doubted or is_on_probation or trust is Trust.OPEN
+
+    @property
+    def url(self) -> str:
+        """Where it is, empty for a Unix socket."""
+        return "" if self._address.socket is not None else self._address.url
+
     async def start(self) -> None:
-        """Begin looking after the engine; returns at once."""
-        self._session = aiohttp.ClientSession(
+        """Begin looking after the engine; returns at once. Also after `stop`."""
+        self._held = self._lost = ""
+        self._is_leaving = False
+        self._session = self._new_session()
+        self._task = asyncio.create_task(self._look_after(), name=f"engine {self.name}")
+        self._task.add_done_callback(self._not_looked_after)
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
             base_url=self._address.url,
             connector=self._address.connector(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timing.health_timeout_s),
             auto_decompress=False,
         )
-        self._task = asyncio.create_task(self._look_after(), name=f"engine {self.name}")
-        self._task.add_done_callback(self._not_looked_after)
 
     async def stop(self, *, drain_s: float, reason: str = "the service is ending") -> None:
         """Take no more requests, let those in flight go on for `drain_s`, then let go."""
+        async with self._stopping:
+            await self._stop(drain_s, reason)
+
+    async def start_again(self, *, drain_s: float) -> None:
+        """Stop as `stop` does, and start; one of others is looked at as if it were new."""
+        async with self._stopping:
+            await self._stop(drain_s, "it is to start again")
+            self.n_restarts += 1
+            await self.start()
+
+    async def steady(self) -> None:
+        """Wait until a stop or new start that is going on is done."""
+        async with self._stopping:
+            pass
+
+    async def _stop(self, drain_s: float, reason: str) -> None:
+        if self.state is EngineState.STOPPED:
+            return
         self.set_state(EngineState.DRAINING, reason)
+        self._is_leaving = True
         await self._drain(drain_s)
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
         await self._let_go()
         if self._session is not None:
             await self._session.close()
@@ -132,6 +178,7 @@ class RemoteEngine:
         if must_probe:  # it may merely be slow: others go on until the probe has failed
             self._must_probe = True
         else:
+            self.breaker.fail()  # once, however many requests broke at the same time
             self.set_state(EngineState.SUSPECT, "a request broke; the engine is being looked at")
         self._wake.set()
 
@@ -158,6 +205,8 @@ class RemoteEngine:
             self.set_state(EngineState.READY, "answers")
 
     def set_state(self, state: EngineState, reason: str) -> None:
+        if self._is_leaving and state is not EngineState.STOPPED:
+            return  # it may be well, and takes no requests all the same
         if self._lost and state is EngineState.READY:
             state, reason = EngineState.SUSPECT, self._lost
         if self._held and state is EngineState.READY:
@@ -180,6 +229,7 @@ class RemoteEngine:
         """
         assert self._session is not None, "start the engine first"
         headers = {"content-type": "application/json", "x-request-id": request_id}
+        headers |= trace_headers()
         response: aiohttp.ClientResponse | None = None
         if self.n_in_flight == 0:
             self._note_bytes()
@@ -194,6 +244,7 @@ class RemoteEngine:
                 raise lost_on_the_way(error) from error
             if response.status != 200:
                 raise failure(response.status, first)
+            check_kind(response.content_type, whole=whole)
             self._note_bytes()
             yield EngineReply(
                 first=first,
@@ -214,7 +265,7 @@ class RemoteEngine:
         """
         assert self._session is not None, "start the engine first"
         self._is_loading = True
-        self._loaded_id = None
+        self._expected_id = None
         body = {"folder": str(folder), "version": version}
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
@@ -224,7 +275,11 @@ class RemoteEngine:
             raise lost_on_the_way(error) from error
         if response.status != 200:
             raise failure(response.status, content)
-        self.checkpoint_id = self._loaded_id = version
+        self.checkpoint_id = self._expected_id = version
+
+    def expect(self, checkpoint_id: str) -> None:
+        """Take requests only with these weights, if it tells which it has."""
+        self.checkpoint_id = self._expected_id = checkpoint_id
 
     async def restart(self) -> None:
         """Begin anew with the checkpoint it was started with; one of others is not ours to."""
@@ -240,11 +295,18 @@ class RemoteEngine:
         return (await self._get("/metrics"))[1]
 
     async def _look_after(self) -> None:
+        self.set_state(EngineState.STARTING, "waiting for the engine's server to answer")
         while True:
-            self.set_state(EngineState.STARTING, "waiting for the engine's server to answer")
             while not await self._becomes_ready():
                 await asyncio.sleep(self._timing.health_interval_s)
-            await self._watch()
+            self.set_state(EngineState.STARTING, await self._watch())
+            await self._break_off()
+
+    async def _break_off(self) -> None:
+        """End the requests in flight: another engine may answer those without a byte so far."""
+        session, self._session = self._session, self._new_session()
+        if session is not None:
+            await session.close()
 
     def _not_looked_after(self, task: asyncio.Task[None]) -> None:
         """Whatever ended the task unforeseen, it must not look as if all were well."""
@@ -260,9 +322,21 @@ class RemoteEngine:
         for body in self._warm_ups:
             if not await self._answers(body):
                 return False
+        if not await self._has_what_it_should():
+            self.set_state(EngineState.STARTING, self._other_weights())
+            return False
         await self._check_answers()
+        self.takes_media_options = await self._says_it_takes_media_options()
         self.set_state(EngineState.READY, "answers")
         return True
+
+    async def _says_it_takes_media_options(self) -> bool:
+        status, text = await self._get(WEIGHTS_PATH)
+        try:
+            content = orjson.loads(text) if status == 200 else {}
+        except orjson.JSONDecodeError:
+            return False  # not one of ours
+        return isinstance(content, dict) and content.get("takes_media_options") is True
 
     async def _check_answers(self) -> None:
         """Nothing is known of what an engine of others should answer."""
@@ -282,13 +356,11 @@ class RemoteEngine:
             if self._is_loading:  # whoever has it load knows how long that may take, and probes it
                 last_good = clock()
                 continue
-            if status == 200 and not await self._has_what_it_loaded():
-                self.lose(
-                    "it has other weights than it was told to load; start it and the gateway again"
-                )
-                return self._lost
+            if status == 200 and not await self._has_what_it_should():
+                return self._other_weights()
+            self._is_doubted = must_probe
             if status == 200 and (not must_probe or await self._generates()):
-                self._must_probe = False
+                self._must_probe = self._is_doubted = False
                 last_good = clock()
                 self.set_state(EngineState.READY, "answers")
                 continue
@@ -298,16 +370,21 @@ class RemoteEngine:
             if clock() - last_good > self._timing.hang_grace_s:
                 return f"the engine did not answer for {self._timing.hang_grace_s:g} s"
 
-    async def _has_what_it_loaded(self) -> bool:
-        """Whether an engine that we had load other weights has them still."""
-        expected = self._loaded_id
-        if expected is None:
+    async def _has_what_it_should(self) -> bool:
+        """Whether an engine of which that is known has those weights, or does not tell."""
+        expected = self._expected_id
+        if expected is None or self._lost:  # lost: it takes no requests, whatever it has
             return True
         status, text = await self._get(WEIGHTS_PATH)
-        if status != 200 or self._loaded_id != expected:
+        if status != 200 or self._expected_id != expected:
             return True  # it does not say now, or another load has begun meanwhile
-        content = orjson.loads(text)
-        return isinstance(content, dict) and content.get("version") == expected
+        with suppress(orjson.JSONDecodeError):
+            content = orjson.loads(text)
+            return isinstance(content, dict) and content.get("version") == expected
+        return False
+
+    def _other_weights(self) -> str:
+        return f"it has other weights than it was told to load; start it with {self._expected_id}"
 
     async def _generates(self) -> bool:
         """Whether a short request is answered, or, with much to do, tokens are counted."""

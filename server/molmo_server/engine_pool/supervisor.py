@@ -74,9 +74,12 @@ class SupervisedEngine(RemoteEngine):
         timing: EngineTiming,
         restarts: RestartPolicy,
         warm_ups: tuple[bytes, ...] = (),
+        devices: str = "",
     ) -> None:
+        """`devices`: what the process sees as CUDA_VISIBLE_DEVICES; empty: what this one sees."""
         address = EngineAddress(socket=process.socket)
         super().__init__(name=name, address=address, timing=timing, warm_ups=warm_ups)
+        self.devices = devices
         self._how = process
         self._restarts = restarts
         self._process: Process | None = None
@@ -135,16 +138,17 @@ class SupervisedEngine(RemoteEngine):
         how.socket.unlink(missing_ok=True)  # vLLM leaves it behind, and cannot bind to it again
         if how.log.exists():
             how.log.replace(how.log.with_suffix(".previous.log"))
+        seen = {"CUDA_VISIBLE_DEVICES": self.devices} if self.devices else {}
         with how.log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", str(watchdog.__file__), *how.argv),
                 stdin=PIPE,  # never written to: it closes when this process ends
                 stdout=log,
                 stderr=STDOUT,
-                env={**os.environ, **how.environment},
+                env={**os.environ, **how.environment, **seen},
                 start_new_session=True,
             )
-        self._lost, self._loaded_id = "", None  # it begins with what its command says
+        self._lost, self._expected_id = "", None  # it begins with what its command says
 
     async def _until_ready(self) -> str | None:
         """Start the process; None when it is ready, else why not."""

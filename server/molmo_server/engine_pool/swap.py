@@ -91,6 +91,13 @@ async def swap_in_place(
         engine.release()
 
 
+def load_when_it_comes(engine: RemoteEngine, new: Weights) -> None:
+    """For an engine that is away: its next start is with `new`, or it takes no requests."""
+    engine.expect(new.id)
+    if isinstance(engine, SupervisedEngine) and new.process is not None:
+        engine.adopt(new.process)
+
+
 async def _wait_until_ready(engine: RemoteEngine, limit_s: float) -> None:
     """Raises NotNow: an engine that is starting would be killed by a load that fails."""
     try:
@@ -139,6 +146,6 @@ async def _put_back(engine: RemoteEngine, old: Weights, model: str, limits: Swap
 
 async def _begin_anew(engine: RemoteEngine, old: Weights) -> None:
     """Start the process again; until then the engine takes no requests, whatever it says."""
-    engine.checkpoint_id = old.id
+    engine.expect(old.id)
     engine.lose("its weights are unknown until it is started again")
     await engine.restart()

@@ -12,12 +12,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from molmo_core import api
 from molmo_core.errors import InvalidMedia, TooManyMedia
-from molmo_core.videos import VideoGeometry, VideoInfo, sample_times
+from molmo_core.points import Point
+from molmo_core.videos import VideoGeometry, VideoInfo, sample_part
+from molmo_server.media.handing import MediaFile
 from molmo_server.media.look import Kind, Look, Looks, check_length
 from molmo_server.media.probe import container_type
 from molmo_server.media.remote import RemoteMedia
@@ -26,23 +28,43 @@ from molmo_server.settings import MolmoSettings
 
 _MAX_SCHEME_CHARS = 20
 """Of a URL that may be a whole video, no more is looked at here."""
+_PLACE_DIGITS = 6
 _SHAPE = "send `data:image/png;base64,…` (JPEG, PNG, WebP, GIF) or `data:video/mp4;base64,…`"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A part of a picture, in pixels of the whole."""
+
+    left_px: int
+    top_px: int
+    whole_hw: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckedImage:
-    url: str
-    """Data URL of the bytes that were checked."""
+    file: MediaFile
     size_hw: tuple[int, int]
     """As displayed: after EXIF rotation."""
+    sha256: str = ""
+    cut: Cut | None = None
+    """Where it was cut out of; None for a whole picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedVideo:
-    url: str
+    file: MediaFile
     info: VideoInfo
+    sha256: str = ""
     frame_times_s: tuple[float, ...] = ()
-    """Of the frames that the model sees, see `CheckedMedia.sampled`."""
+    """Of the frames that the model sees, as it is told them: seconds from `start_s`. See
+    `CheckedMedia.sampled`."""
+    start_s: float = 0.0
+    """Where the part begins that is sampled, seconds from the begin of the file."""
+
+    @property
+    def file_times_s(self) -> tuple[float, ...]:
+        return tuple(self.start_s + time_s for time_s in self.frame_times_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +74,22 @@ class CheckedMedia:
     images: tuple[CheckedImage, ...] = ()
     video: CheckedVideo | None = None
 
+    @property
+    def first_sha256(self) -> str:
+        """Of the first medium, which stays the first as a conversation goes on; "" without one."""
+        first = self.video or next(iter(self.images), None)
+        return first.sha256 if first is not None else ""
+
     def sampled(self, geometry: VideoGeometry) -> CheckedMedia:
-        """The same, with the times of the frames that a checkpoint of this geometry looks at."""
+        """The same, with the times of the frames that a checkpoint of this geometry looks at.
+
+        Raises InvalidRequest for a part that the video does not have.
+        """
         if self.video is None:
             return self
-        info = self.video.info
-        times = sample_times(info.duration_s, geometry, source_fps=info.fps)
-        return CheckedMedia(video=replace(self.video, frame_times_s=tuple(times)))
+        times = sample_part(self.video.info, geometry)
+        video = replace(self.video, frame_times_s=times.clip_s, start_s=times.start_s)
+        return CheckedMedia(video=video)
 
     def described(self) -> list[api.Media]:
         if self.video is not None:
@@ -73,18 +104,42 @@ class CheckedMedia:
                     duration=info.duration_s,
                 )
             ]
+        sizes_hw = [image.cut.whole_hw if image.cut else image.size_hw for image in self.images]
         return [
-            api.Media(index=k, type="image", width=image.size_hw[1], height=image.size_hw[0])
-            for k, image in enumerate(self.images)
+            api.Media(index=k, type="image", width=width, height=height)
+            for k, (height, width) in enumerate(sizes_hw)
         ]
 
-    def parts(self) -> list[dict[str, object]]:
+    @property
+    def is_part(self) -> bool:
+        """Whether the model saw less than the caller sent: `in_whole` makes a difference."""
+        is_late = self.video is not None and self.video.start_s > 0
+        return is_late or any(image.cut is not None for image in self.images)
+
+    def in_whole(self, point: Point) -> Point:
+        """A place in what the model saw as a place in what the caller sent."""
+        if self.video is not None and point.time_s is not None:
+            return replace(point, time_s=self.video.start_s + point.time_s)
+        cut = None if self.video else self.images[point.media_index].cut
+        if cut is None:
+            return point
+        height, width = self.images[point.media_index].size_hw
+        whole_height, whole_width = cut.whole_hw
+        return replace(
+            point,
+            x=round((cut.left_px + point.x * width) / whole_width, _PLACE_DIGITS),
+            y=round((cut.top_px + point.y * height) / whole_height, _PLACE_DIGITS),
+        )
+
+    async def parts(self, url_of: Callable[[MediaFile], Awaitable[str]]) -> list[dict[str, object]]:
         """Content parts of a chat message."""
         parts: list[dict[str, object]] = [
-            {"type": "image_url", "image_url": {"url": image.url}} for image in self.images
+            {"type": "image_url", "image_url": {"url": await url_of(image.file)}}
+            for image in self.images
         ]
         if self.video is not None:
-            parts.append({"type": "video_url", "video_url": {"url": self.video.url}})
+            url = await url_of(self.video.file)
+            parts.append({"type": "video_url", "video_url": {"url": url}})
         return parts
 
 
@@ -98,16 +153,22 @@ class MediaGate:
         spool: Spool | None = None,
         remote: RemoteMedia | None = None,
         on_known: Callable[[], object] = lambda: None,
+        on_look: Callable[[], object] = lambda: None,
     ) -> None:
-        """`on_known` is called for each file that had its look before. Start the spool first."""
+        """`on_known` is called for each file that had its look before, `on_look` for each other.
+
+        Start the spool first.
+        """
         self.spool = spool or Spool(settings)
         self._settings = settings
         self._remote = remote or RemoteMedia(settings)
-        self._looks = Looks(settings, on_known)
+        self._looks = Looks(settings, on_known, on_look)
         self._turns = asyncio.Semaphore(settings.max_probes)
 
-    async def check(self, images: Sequence[str], videos: Sequence[str]) -> CheckedMedia:
-        """Check the media of one prompt by their URLs.
+    async def check(
+        self, images: Sequence[str], videos: Sequence[str], *, owner: str = ""
+    ) -> CheckedMedia:
+        """Check the media of one prompt by their URLs; uploads are found among the owner's.
 
         Raises TooManyMedia, InvalidMedia, MediaNotFound.
         """
@@ -123,45 +184,44 @@ class MediaGate:
             )
         checked = []
         for k, url in enumerate(images):
-            data_url, look = await self._check(url, f"image {k + 1}", "image")
-            checked.append(CheckedImage(url=data_url, size_hw=look.size_hw))
+            file, look = await self._check(url, f"image {k + 1}", "image", owner)
+            checked.append(CheckedImage(file=file, size_hw=look.size_hw, sha256=look.sha256))
         for url in videos:
-            data_url, look = await self._check(url, "the video", "video")
+            file, look = await self._check(url, "the video", "video", owner)
             assert look.video is not None
-            return CheckedMedia(video=CheckedVideo(url=data_url, info=look.video))
+            return CheckedMedia(video=CheckedVideo(file=file, info=look.video, sha256=look.sha256))
         return CheckedMedia(images=tuple(checked))
 
-    async def keep(self, data: bytes) -> api.UploadedMedia:
+    async def keep(self, data: bytes, *, owner: str = "") -> api.UploadedMedia:
         """Check a file and store it under its content's id; raises InvalidMedia."""
         kind: Kind = "video" if container_type(data) else "image"
         check_length(len(data), "the file", self._limit_bytes(kind))
         async with self._turns:
-            look = await self._looks.look(data, "the file", kind)
-        return _uploaded(await self.spool.put(look.sha256, data), look)
+            look = await self._looks.look(data, "the file", kind, owner)
+        return _uploaded(await self.spool.put(look.sha256, data, owner), look)
 
-    async def facts(self, media_id: str) -> api.UploadedMedia:
+    async def facts(self, media_id: str, *, owner: str = "") -> api.UploadedMedia:
         """What an uploaded file is, from a look at it; raises MediaNotFound."""
-        data = await self.spool.read(media_id)
+        data = await self.spool.read(media_id, owner)
         async with self._turns:
-            look = await self._looks.look(
-                data, "the file", "video" if container_type(data) else "image"
-            )
-        return _uploaded(self.spool.find(media_id), look)
+            kind: Kind = "video" if container_type(data) else "image"
+            look = await self._looks.look(data, "the file", kind, owner)
+        return _uploaded(self.spool.find(media_id, owner), look)
 
-    async def _check(self, url: str, what: str, kind: Kind) -> tuple[str, Look]:
-        """(data URL of what was looked at, what it is)."""
+    async def _check(self, url: str, what: str, kind: Kind, owner: str) -> tuple[MediaFile, Look]:
+        """(what was looked at, what it is)."""
         limit_bytes = self._limit_bytes(kind)
         scheme = url[:_MAX_SCHEME_CHARS].partition(":")[0].lower()
         encoded, data = "", b""
         if scheme == "media":
-            data = await self.spool.read(url.partition("://")[2])
+            data = await self.spool.read(url.partition("://")[2], owner)
         elif scheme != "data":  # fetched before it is this one's turn: it may take long
             data = await self._remote.fetch(url, what, limit_bytes)
         async with self._turns:
             if scheme == "data":
                 encoded, data = await asyncio.to_thread(_opened, url, what, kind, limit_bytes)
-            look = await self._looks.look(data, what, kind)
-        return await asyncio.to_thread(_data_url, look.mime, encoded, data), look
+            look = await self._looks.look(data, what, kind, owner)
+        return MediaFile(data=data, mime=look.mime, encoded=encoded), look
 
     def _limit_bytes(self, kind: Kind) -> int:
         settings = self._settings
@@ -181,10 +241,6 @@ def _uploaded(stored: Stored, look: Look) -> api.UploadedMedia:
         created_at=int(stored.created_at_s),
         expires_at=int(stored.expires_at_s),
     )
-
-
-def _data_url(mime: str, encoded: str, data: bytes) -> str:
-    return f"data:{mime};base64,{encoded or base64.b64encode(data).decode()}"
 
 
 def _opened(url: str, what: str, kind: Kind, limit_bytes: int) -> tuple[str, bytes]:

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from molmo_core.api_requests import Seed, StrictRequest
+from molmo_core.api_requests import MediaOptions, Seed, StrictRequest
 from molmo_core.errors import InvalidRequest
 from molmo_core.prompts import Turn, with_style
+from molmo_server.answers.grammar import AnswerForm, AnswerShape
 
 _PASSED_ON = (
     *("temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "logprobs", "top_logprobs"),
@@ -84,6 +85,14 @@ class AssistantMessage(StrictRequest):
     reasoning: Any = None
 
 
+class GroundingOptions(StrictRequest):
+    """Ours: how the answer points."""
+
+    constrained: AnswerForm
+    """It is decoded under the grammar of this verb's answers."""
+    max_points: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+
 class StreamOptions(StrictRequest):
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -121,6 +130,8 @@ class ChatRequest(StrictRequest):
     repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = None
     """Logits are divided by it: by less, they are infinite and the engine has no answer."""
     ignore_eos: bool | None = None
+    grounding: GroundingOptions | None = None
+    media_options: MediaOptions | None = None
     user: str | None = None
     """Taken for OpenAI's sake, not used."""
 
@@ -131,6 +142,21 @@ class ChatRequest(StrictRequest):
         if "system" in roles[n_system:]:
             raise ValueError("a system message stands after another one; put it first")
         return self
+
+    def shape(self) -> AnswerShape | None:
+        """That of the answer; raises InvalidRequest for media that it cannot be about."""
+        if self.grounding is None:
+            return None
+        images, videos = self.media_urls()
+        form = self.grounding.constrained
+        if not videos and (form == "track" or not images):
+            needed = "a video" if form == "track" else "images or a video"
+            raise InvalidRequest(
+                f"got grounding.constrained {form!r} and {len(images)} images; send {needed}, or "
+                "leave it out",
+                param="grounding.constrained",
+            )
+        return AnswerShape(form=form, max_points=self.grounding.max_points)
 
     @property
     def asked_tokens(self) -> int | None:
@@ -160,21 +186,26 @@ class ChatRequest(StrictRequest):
         """OpenAI's streams tell it only when asked."""
         return not (self.stream_options and self.stream_options.include_usage)
 
-    def engine_options(self, *, is_counted: bool = False) -> dict[str, Any]:
+    def engine_options(self) -> dict[str, Any]:
         """Sampling fields that were set; sizes and messages are the gateway's.
 
-        `is_counted`: have the engine tell a stream's usage also where the caller does not ask.
+        The engine is to tell a stream's usage also where the caller does not ask.
         """
         options = self.model_dump(include={*_PASSED_ON, "stream_options"}, exclude_none=True)
         if not self.stream:
             options.pop("stream_options", None)
-        elif is_counted and self.hides_usage:
+        elif self.hides_usage:
             options["stream_options"] = {"include_usage": True}
         return options | ({"stream": True} if self.stream else {})
 
 
 def check_limits(
-    request: ChatRequest, *, max_choices: int, max_logprobs: int, max_stops: int
+    request: ChatRequest,
+    *,
+    max_choices: int,
+    max_logprobs: int,
+    max_stops: int,
+    takes_min_p: bool,
 ) -> None:
     """Raises InvalidRequest for values above what this service allows."""
     n_stops = len(request.stop) if isinstance(request.stop, list) else 0
@@ -188,6 +219,12 @@ def check_limits(
             raise InvalidRequest(
                 f"got {got}{unit} in {name}, allowed are {allowed}; ask for fewer", param=name
             )
+    if request.min_p and not takes_min_p:
+        raise InvalidRequest(
+            f"min_p is {request.min_p}, and the engine drafts answers ahead, which it cannot under "
+            "min_p: leave it out or use top_p, or start the server with MOLMO_DRAFTS=off",
+            param="min_p",
+        )
 
 
 def _text(parts: list[Any]) -> str:

@@ -12,8 +12,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from molmo_server.checkpoints.rollout import Rollout
+from molmo_server.fleet import Fleet
 from molmo_server.tenancy.access import Access
+
+Model = Annotated[str | None, Query(max_length=100)]
 
 
 def usage_router(access: Access) -> APIRouter:
@@ -27,11 +29,13 @@ def usage_router(access: Access) -> APIRouter:
     return router
 
 
-def admin_router(rollout: Rollout) -> APIRouter:
+def admin_router(fleet: Fleet) -> APIRouter:
+    """`model` says which of several models is meant; the first unless given."""
     router = APIRouter(prefix="/admin/checkpoints", tags=["admin"])
 
     @router.get("", operation_id="checkpoints", summary="What is served, stored and was tried")
-    async def checkpoints() -> dict[str, Any]:
+    async def checkpoints(model: Model = None) -> dict[str, Any]:
+        rollout = fleet.model(model).rollout
         live = rollout.live
         return {
             "current": live.current.id,
@@ -44,11 +48,11 @@ def admin_router(rollout: Rollout) -> APIRouter:
     @router.post(
         "/{checkpoint_id}/activate", operation_id="activate", summary="Serve this checkpoint"
     )
-    async def activate(checkpoint_id: str) -> dict[str, Any]:
-        return asdict(await rollout.activate(checkpoint_id))
+    async def activate(checkpoint_id: str, model: Model = None) -> dict[str, Any]:
+        return asdict(await fleet.model(model).rollout.activate(checkpoint_id))
 
     @router.post("/rollback", operation_id="rollback", summary="Serve what was served before")
-    async def roll_back() -> dict[str, Any]:
-        return asdict(await rollout.roll_back())
+    async def roll_back(model: Model = None) -> dict[str, Any]:
+        return asdict(await fleet.model(model).rollout.roll_back())
 
     return router

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import orjson
 from fastapi import Request
 from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
@@ -27,6 +28,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _FILE_FIELDS = {"image": "image/png", "video": "video/mp4"}
 """Media type by field: the kind is what matters, the content is looked at later."""
+_JSON_FIELDS = ("objects", "region", "points", "media_options")
+"""Fields of a form whose text is JSON."""
 _MAX_FORM_FIELDS = 32
 _MAX_FIELD_BYTES = 1024 * 1024
 
@@ -35,8 +38,8 @@ async def read_body(
     request: Request, model: type[Model], settings: MolmoSettings, *, takes_forms: bool = True
 ) -> Model:
     """Raises InvalidRequest (also with status 408 and 415), UnknownField, InvalidMedia."""
-    kind = _content_type(request)
-    async with _in_time(settings):
+    kind = content_type(request)
+    async with in_time(settings.body_timeout_s):
         if kind == "application/json" or kind.endswith("+json"):
             return parse_json(await request.body(), model)
         if takes_forms and kind == "multipart/form-data":
@@ -51,8 +54,8 @@ async def read_file(request: Request, settings: MolmoSettings) -> bytes:
 
     Raises InvalidRequest (also with status 408 and 415).
     """
-    kind = _content_type(request)
-    async with _in_time(settings):
+    kind = content_type(request)
+    async with in_time(settings.body_timeout_s):
         if kind.startswith(("image/", "video/")):
             return await request.body()
         if kind == "multipart/form-data":
@@ -73,17 +76,18 @@ async def read_file(request: Request, settings: MolmoSettings) -> bytes:
     )
 
 
-def _content_type(request: Request) -> str:
+def content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 @asynccontextmanager
-async def _in_time(settings: MolmoSettings) -> AsyncIterator[None]:
+async def in_time(limit_s: float) -> AsyncIterator[None]:
+    """For reading a body; raises InvalidRequest with status 408."""
     try:
-        async with asyncio.timeout(settings.body_timeout_s):
+        async with asyncio.timeout(limit_s):
             yield
     except TimeoutError as error:
-        limit = f"{settings.body_timeout_s:g} s"
+        limit = f"{limit_s:g} s"
         raise refusal(408, f"the body was not complete after {limit}; send it faster") from error
 
 
@@ -110,7 +114,7 @@ async def _fields_of(form: FormData, settings: MolmoSettings) -> dict[str, Any]:
                 raise InvalidMedia(f"the field {name!r} holds text; send a file in it", param=name)
             if name in fields:
                 raise InvalidRequest(f"the field {name!r} is there twice; send one", param=name)
-            fields[name] = value
+            fields[name] = _json(name, value) if name in _JSON_FIELDS else value
         elif name == "image":
             images.append(await _data_url(value, name, settings.max_image_bytes))
         elif name == "video" and "video_url" not in fields:
@@ -123,6 +127,15 @@ async def _fields_of(form: FormData, settings: MolmoSettings) -> dict[str, Any]:
                 param=name[:60],
             )
     return fields | ({"images": images} if images else {})
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"the field {name!r} is not JSON ({error}); write it as in a JSON request", param=name
+        ) from error
 
 
 async def _data_url(file: UploadFile, name: str, limit: int) -> str:

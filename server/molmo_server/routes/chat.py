@@ -13,22 +13,21 @@ from starlette.types import Scope, Send
 
 from molmo_core.errors import MolmoError
 from molmo_server.admission import WhileConnected
+from molmo_server.answers.events import error_events
 from molmo_server.answers.reading import AnswerReader, read_answer
-from molmo_server.answers.relay import StreamRelay, error_events
+from molmo_server.answers.relay import StreamRelay
+from molmo_server.engine.launch import is_drafting
 from molmo_server.engine_pool import EngineReply
-from molmo_server.gateway import Gateway, Question
+from molmo_server.errors import note_error
+from molmo_server.gateway import Gateway
 from molmo_server.openai_api.chat_request import ChatRequest, check_limits
-from molmo_server.prompt import Prompt
+from molmo_server.questions.chat import Asked, Question
 from molmo_server.routes.body import read_body
 from molmo_server.routes.document import CHAT_ANSWER
+from molmo_server.routes.streaming import STREAM_HEADERS
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
 
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # proxies must not collect events
-]
 _REQUEST_BODY = {
     "required": True,
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ChatRequest"}}},
@@ -37,6 +36,8 @@ _REQUEST_BODY = {
 
 def chat_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["chat"])
+    is_own = gateway.settings.n_own_engines > 0
+    takes_min_p = not (is_own and is_drafting(gateway.settings.drafts))
 
     @router.post(
         "/v1/chat/completions",
@@ -54,6 +55,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
             max_choices=settings.max_choices,
             max_logprobs=settings.max_logprobs,
             max_stops=settings.max_stops,
+            takes_min_p=takes_min_p,
         )
         image_urls, video_urls = call.media_urls()
         caller = caller_of(request.scope)
@@ -64,14 +66,16 @@ def chat_router(gateway: Gateway) -> APIRouter:
             video_urls=video_urls,
             model=call.model,
             max_tokens=call.asked_tokens,
-            options=call.engine_options(is_counted=caller.is_counted),
+            shape=call.shape(),
+            constrained=True,
+            options=call.engine_options(),
+            media_options=call.media_options,
             caller=caller,
         )
 
         async def work(scope: Scope, send: Send) -> None:
             if call.stream:
-                hides_usage = caller.is_counted and call.hides_usage
-                await _stream(gateway, question, scope, send, hides_usage=hides_usage)
+                await _stream(gateway, question, scope, send, hides_usage=call.hides_usage)
             else:
                 await _complete(gateway, question, scope, send)
 
@@ -87,7 +91,8 @@ async def _complete(gateway: Gateway, question: Question, scope: Scope, send: Se
     answer["system_fingerprint"] = tell_checkpoint(scope, completion.checkpoint_id)
     for choice in answer["choices"]:
         message: dict[str, Any] = choice["message"]
-        grounding = read_answer(message["content"] or "", prompt.media)
+        tokens = (choice.get("logprobs") or {}).get("content")
+        grounding = read_answer(message["content"] or "", prompt.media, tokens)
         gateway.note(grounding)
         message["grounding"] = grounding.model_dump(mode="json")
     await Response(orjson.dumps(answer), media_type="application/json")(scope, _nothing, send)
@@ -101,32 +106,31 @@ async def _stream(
     has_begun = False
     try:
         async with gateway.open(question, request_id=request_id, whole=False) as (asked, reply):
-            tell_checkpoint(scope, gateway.id_of(reply))
-            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+            tell_checkpoint(scope, asked.answering)
+            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
             has_begun = True
-            relay = _relay(gateway, asked.prompt, reply, request_id, hides_usage=hides_usage)
+            relay = _relay(gateway, asked, request_id, hides_usage=hides_usage)
             try:
                 await _pass_on(reply, relay, send)
             finally:
-                asked.note_tokens(completion=relay.n_tokens)
+                asked.note_tokens(prompt=relay.n_prompt_tokens, completion=relay.n_tokens)
     except MolmoError as error:
         if not has_begun:
             raise
+        note_error(scope, error)
         await send({"type": "http.response.body", "body": error_events(error), "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 
 
-def _relay(
-    gateway: Gateway, prompt: Prompt, reply: EngineReply, request_id: str, *, hides_usage: bool
-) -> StreamRelay:
+def _relay(gateway: Gateway, asked: Asked, request_id: str, *, hides_usage: bool) -> StreamRelay:
     def new_reader() -> AnswerReader:
-        return AnswerReader(prompt.media, gateway.note)
+        return AnswerReader(asked.prompt.media, gateway.note)
 
     return StreamRelay(
         new_reader,
         stream_id=f"chatcmpl-{request_id}",
-        model=gateway.settings.served_name,
-        fingerprint=gateway.id_of(reply),
+        model=asked.settings.served_name,
+        fingerprint=asked.answering,
         hides_usage=hides_usage,
     )
 
@@ -136,6 +140,7 @@ async def _pass_on(reply: EngineReply, relay: StreamRelay, send: Send) -> None:
         if passed := relay.feed(chunk):
             await send({"type": "http.response.body", "body": passed, "more_body": True})
         if relay.has_ended:
+            await reply.end()
             break
     relay.check_end()
 

@@ -16,10 +16,11 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict
 
 from molmo_core import api
+from molmo_core.api_batches import BatchRequest
 from molmo_server.answers.verbs import VERBS
 from molmo_server.openai_api.chat_request import ChatRequest
 
-_REF = "#/components/schemas/{model}"
+SCHEMA_REFERENCE = "#/components/schemas/{model}"
 _NEVER_ANSWERED = "422"
 """FastAPI's status for what does not validate; here that is a 400 with OpenAI's envelope."""
 _NEVER_ANSWERED_SCHEMAS = ("HTTPValidationError", "ValidationError")
@@ -61,7 +62,9 @@ CHAT_ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "OpenAI's chat completion; with `stream` its chunks as events",
         "content": {
-            "application/json": {"schema": {"$ref": _REF.format(model=ChatCompletion.__name__)}},
+            "application/json": {
+                "schema": {"$ref": SCHEMA_REFERENCE.format(model=ChatCompletion.__name__)}
+            },
             "text/event-stream": _TEXT,
         },
     }
@@ -70,6 +73,7 @@ PLAIN_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": _
 _READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     ChatCompletion,
+    BatchRequest,
     api.ErrorEnvelope,
     *(spec.request for spec in VERBS.values()),
 )
@@ -95,7 +99,7 @@ def _add_schemas(schemas: dict[str, Any]) -> None:
     for name in _NEVER_ANSWERED_SCHEMAS:
         schemas.pop(name, None)
     for model in _READ_BY_ROUTES:
-        own = model.model_json_schema(ref_template=_REF)
+        own = model.model_json_schema(ref_template=SCHEMA_REFERENCE)
         schemas |= own.pop("$defs", {}) | {model.__name__: own}
 
 
@@ -108,7 +112,7 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 def _complete_responses(responses: dict[str, Any]) -> None:
     """Every operation may be refused or fail; every answer has an id."""
     responses.pop(_NEVER_ANSWERED, None)
-    envelope = {"schema": {"$ref": _REF.format(model=api.ErrorEnvelope.__name__)}}
+    envelope = {"schema": {"$ref": SCHEMA_REFERENCE.format(model=api.ErrorEnvelope.__name__)}}
     for statuses, what in (("4XX", "Refused"), ("5XX", "Failed")):
         known = responses.setdefault(statuses, {"description": what})
         known["content"] = {"application/json": envelope}

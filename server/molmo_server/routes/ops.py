@@ -5,41 +5,39 @@ Knows: what operators and OpenAI's clients ask for. Does not know: how engines a
 
 from __future__ import annotations
 
+import asyncio
 import time
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from molmo_core import api
-from molmo_core.errors import NotFound
+from molmo_core.errors import EngineUnavailable
 from molmo_server.gateway import Gateway
 from molmo_server.routes.document import PLAIN_TEXT
+from molmo_server.telemetry.engine_metrics import merged
 
 
 def ops_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["service"])
     created = int(time.time())
+    every = (gateway, *gateway.others)
 
-    def card() -> api.ModelCard:
+    def card(of: Gateway) -> api.ModelCard:
         return api.ModelCard(
-            id=gateway.settings.served_name,
+            id=of.settings.served_name,
             created=created,
-            checkpoint=gateway.checkpoint.id,
-            max_model_len=gateway.checkpoint.max_model_len,
+            checkpoint=of.checkpoint.id,
+            max_model_len=of.checkpoint.max_model_len,
         )
 
-    @router.get("/v1/models", operation_id="models", summary="The model served here")
+    @router.get("/v1/models", operation_id="models", summary="The models served here")
     async def models() -> api.ModelList:
-        return api.ModelList(data=[card()])
+        return api.ModelList(data=[card(one) for one in every])
 
     @router.get("/v1/models/{model}", operation_id="model", summary="One model by its name")
     async def model(model: str) -> api.ModelCard:
-        served = card()
-        if model not in (served.id, served.checkpoint):
-            raise NotFound(
-                f"there is no model {model[:100]!r}; served is {served.id}", param="model"
-            )
-        return served
+        return card(gateway.serving(model))
 
     @router.get("/health", operation_id="health", summary="The service lives")
     async def health() -> dict[str, str]:
@@ -50,17 +48,22 @@ def ops_router(gateway: Gateway) -> APIRouter:
         operation_id="ready",
         summary="An engine takes requests; 503 with the reason otherwise",
     )
-    async def ready() -> dict[str, str]:
-        if not gateway.engines.is_ready:
+    async def ready(request: Request) -> dict[str, str]:
+        if request.app.state.is_leaving:
+            raise EngineUnavailable(
+                "this server is ending; send the request to another", retry_after_s=1
+            )
+        if not any(one.engines.is_ready for one in every):
             raise gateway.engines.unavailable()
         return {"status": "ready", "checkpoint": gateway.checkpoint.id}
 
     @router.get("/metrics", operation_id="metrics", response_class=Response, responses=PLAIN_TEXT)
     async def metrics() -> Response:
-        """Of the gateway, and the engine's own when there is one engine."""
-        text = _gateway_metrics(gateway)
-        if len(gateway.engines.engines) == 1:
-            text += _vllm_families(await gateway.engines.engines[0].metrics()).encode()
+        """Of the gateway and of its engines; the engines' have the label `gateway_engine`."""
+        engines = [engine for one in every for engine in one.engines.all_engines]
+        texts = await asyncio.gather(*(engine.metrics() for engine in engines))
+        names = [engine.name for engine in engines]
+        text = _gateway_metrics(gateway) + merged(dict(zip(names, texts, strict=True))).encode()
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -71,15 +74,9 @@ def _gateway_metrics(gateway: Gateway) -> bytes:
     metrics.running.set(gateway.admission.n_running)
     metrics.queued.set(gateway.admission.n_queued)
     metrics.media_bytes.set(gateway.media.spool.n_bytes)
+    every = (gateway, *gateway.others)
     metrics.checkpoint.clear()
-    metrics.checkpoint.labels(gateway.checkpoint.id).set(1)
-    for engine in gateway.engines.engines:
-        metrics.engine_ready.labels(engine.name).set(engine.ready.is_set())
-        metrics.engine_restarts.labels(engine.name).set(engine.n_restarts)
+    for one in every:
+        metrics.checkpoint.labels(one.checkpoint.id).set(1)
+    metrics.show_engines(engine for one in every for engine in one.engines.all_engines)
     return metrics.text()
-
-
-def _vllm_families(text: str) -> str:
-    """Only vLLM's own: the engine's process figures would stand there as the gateway's."""
-    prefixes = ("vllm:", "# HELP vllm:", "# TYPE vllm:")
-    return "".join(f"{line}\n" for line in text.splitlines() if line.startswith(prefixes))

@@ -2,7 +2,8 @@
 
 Each takes JSON with URLs of media, or a form with files (`body`).
 
-Knows: how a verb's request becomes a question. Does not know: what answers hold (`grounding`).
+Knows: paths, documentation. Does not know: what is asked (`verb_questions`), how it is answered
+(`verb_answers`).
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.types import Scope, Send
 
 from molmo_core import api
-from molmo_core.prompts import Turn, Verb, verb_prompt
+from molmo_core.prompts import Verb
 from molmo_server.admission import WhileConnected
-from molmo_server.answers.verbs import VERBS, VerbSpec, written
-from molmo_server.gateway import Gateway, Question
+from molmo_server.answers.verbs import VERBS, VerbSpec
+from molmo_server.gateway import Gateway
 from molmo_server.routes.body import read_body
-from molmo_server.telemetry import tell_checkpoint
-from molmo_server.tenancy.callers import Caller, caller_of
+from molmo_server.routes.document import SCHEMA_REFERENCE
+from molmo_server.routes.verb_answers import Answering
+from molmo_server.routes.verb_questions import questions_of
+from molmo_server.tenancy.callers import caller_of
 
 _FILE = {"type": "string", "format": "binary"}
 _MEDIA_FIELDS = ("image_url", "images", "video_url")
@@ -35,18 +37,10 @@ def verbs_router(gateway: Gateway) -> APIRouter:
 def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) -> None:
     async def endpoint(request: Request) -> Response:
         asked = await read_body(request, spec.request, gateway.settings)
-        question = _question(
-            verb,
-            spec,
-            asked,
-            caller=caller_of(request.scope),
-            is_constrained=gateway.settings.constrains_verbs,
-        )
-
-        async def work(scope: Scope, send: Send) -> None:
-            await _answer(gateway, question, spec, scope, send)
-
-        return WhileConnected(work)
+        questions = questions_of(verb, asked, gateway.settings, caller_of(request.scope))
+        answering = Answering(gateway=gateway, spec=spec, asked=asked, questions=questions)
+        is_streamed = isinstance(asked, api.PointingRequest) and asked.stream
+        return WhileConnected(answering.stream if is_streamed else answering.send)
 
     router.add_api_route(
         f"/v1/{verb}",
@@ -56,13 +50,22 @@ def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) 
         operation_id=verb,
         response_model=None,
         openapi_extra={"requestBody": _documented_body(spec)},
-        responses={200: {"model": spec.answer, "description": spec.summary}},
+        responses={
+            200: {"model": spec.answer, "description": spec.summary, **_documented_stream(spec)}
+        },
     )
+
+
+def _documented_stream(spec: VerbSpec) -> dict[str, Any]:
+    if not issubclass(spec.request, api.PointingRequest):
+        return {}
+    text = {"type": "string", "description": "`Added` events, then the answer, with `stream`"}
+    return {"content": {"text/event-stream": {"schema": text}}}
 
 
 def _documented_body(spec: VerbSpec) -> dict[str, Any]:
     """JSON, or a form in which files stand for the URLs."""
-    schema = spec.request.model_json_schema()
+    schema = spec.request.model_json_schema(ref_template=SCHEMA_REFERENCE)
     files = {"image": {"type": "array", "items": _FILE, "minItems": 1}, "video": _FILE}
     if "images" not in schema["properties"]:
         del files["image"]
@@ -74,7 +77,7 @@ def _documented_body(spec: VerbSpec) -> dict[str, Any]:
         "oneOf": [{"required": [name]} for name in files],
         "additionalProperties": False,
     }
-    reference = {"$ref": f"#/components/schemas/{spec.request.__name__}"}
+    reference = {"$ref": SCHEMA_REFERENCE.format(model=spec.request.__name__)}
     return {
         "required": True,
         "content": {
@@ -82,50 +85,3 @@ def _documented_body(spec: VerbSpec) -> dict[str, Any]:
             "multipart/form-data": {"schema": form},
         },
     }
-
-
-def _question(
-    verb: Verb,
-    spec: VerbSpec,
-    asked: api.GenerationOptions,
-    *,
-    caller: Caller,
-    is_constrained: bool,
-) -> Question:
-    """`is_constrained`: unless the request says otherwise."""
-    wish: bool | None = getattr(asked, "constrained", None)
-    image_urls: list[str] = asked.image_urls  # type: ignore[attr-defined]
-    video_url: str | None = asked.video_url  # type: ignore[attr-defined]
-    text = getattr(asked, spec.text_field) if spec.text_field else ""
-    wording = verb_prompt(verb, text, n_images=len(image_urls), has_video=video_url is not None)
-    options: dict[str, Any] = {"temperature": asked.temperature}
-    return Question(
-        turns=(Turn(role="user", text=wording),),
-        image_urls=image_urls,
-        video_urls=() if video_url is None else (video_url,),
-        model=asked.model,
-        max_tokens=asked.max_tokens,
-        form=spec.form if (is_constrained if wish is None else wish) else None,
-        options=options | ({} if asked.seed is None else {"seed": asked.seed}),
-        caller=caller,
-    )
-
-
-async def _answer(
-    gateway: Gateway, question: Question, spec: VerbSpec, scope: Scope, send: Send
-) -> None:
-    request_id = scope["state"]["request_id"]
-    completion = await gateway.complete(question, request_id=request_id)
-    read = written(
-        completion.answer,
-        completion.prompt.media,
-        request_id=request_id,
-        checkpoint=tell_checkpoint(scope, completion.checkpoint_id),
-    )
-    gateway.note(read.grounding)
-    body = spec.read(read).model_dump_json().encode()
-    await Response(body, media_type="application/json")(scope, _nothing, send)
-
-
-async def _nothing() -> Any:
-    raise RuntimeError("a finished answer reads nothing")

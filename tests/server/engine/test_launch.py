@@ -9,6 +9,7 @@ import pytest
 
 from molmo_core.errors import CheckpointError
 from molmo_server.engine import launch
+from molmo_server.engine.drafts.proposer import CoordProposer
 from molmo_server.engine.launch import EngineSettings, engine_command
 
 
@@ -70,6 +71,19 @@ def test_a_cpu_computes_in_what_the_checkpoint_says(tmp_path, monkeypatch):
     assert flags(command(folder)[0])["--dtype"] == "auto", "a GPU build"
 
 
+def test_drafts_have_room_in_a_step(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "m")
+    assert "--speculative-config" not in flags(command(folder)[0])
+    drafting = flags(command(folder, drafts="on", max_num_seqs=4)[0])
+    config = json.loads(drafting["--speculative-config"])
+    assert config["method"] == "custom_class"
+    assert config["model"] == f"{CoordProposer.__module__}.{CoordProposer.__name__}"
+    assert drafting["--max-num-batched-tokens"] == str(8192 + 4 * 9)
+    assert flags(command(folder, drafts="auto", max_num_seqs=4)[0]) == drafting
+    monkeypatch.setattr(launch, "distributions", lambda name: iter(()))
+    assert "--speculative-config" not in flags(command(folder, drafts="auto")[0]), "a GPU build"
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_frame_sampling_is_the_checkpoints_in_both_folder_layouts(tmp_path, nested):
     video = {"num_frames": 64, "max_fps": 4, "frame_sample_mode": "fps", "size": {"height": 98}}
@@ -78,12 +92,21 @@ def test_frame_sampling_is_the_checkpoints_in_both_folder_layouts(tmp_path, nest
     assert media["video"] == {
         "video_backend": "molmo2",
         "num_frames": 64,
+        "most_frames": 384,
         "frame_sample_mode": "fps",
         "max_fps": 4,
         "sampling_fps": 2.0,
         "crop_px": 98,
+        "frame_cache_bytes": 512 * 1024**2,
     }
     assert media["image"] == {"image_mode": None}
+
+
+def test_files_are_read_in_the_folder_that_is_named_only(tmp_path):
+    folder = write_folder(tmp_path / "m")
+    assert "--allowed-local-media-path" not in command(folder)[0]
+    found = flags(command(folder, media_folder=tmp_path)[0])
+    assert found["--allowed-local-media-path"] == str(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"text'])
@@ -94,3 +117,14 @@ def test_a_folder_without_readable_configuration_is_refused(tmp_path, content):
         (folder / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config.json of checkpoint 'm' cannot be read"):
         command(folder)
+
+
+def test_traces_go_where_the_gateways_go(tmp_path):
+    folder = write_folder(tmp_path / "m")
+    argv, environment = command(folder, otlp_endpoint="http://127.0.0.1:4318/")
+    assert flags(argv)["--otlp-traces-endpoint"] == "http://127.0.0.1:4318/v1/traces"
+    assert environment["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+
+    argv, environment = command(folder)
+    assert "--otlp-traces-endpoint" not in argv
+    assert [name for name in environment if name.startswith("OTEL")] == []

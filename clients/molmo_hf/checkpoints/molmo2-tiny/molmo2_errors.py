@@ -20,6 +20,7 @@
       DeadlineExceeded          504
       CheckpointError           500   a checkpoint folder cannot be used
       KeyStoreError             500   the file of API keys cannot be used, or a key not be made
+      BatchStoreError           503   files and batches cannot be kept: the disk is full, …
       UnsupportedEngine         500   the installed vLLM is not the one that was tested
 
 A message says what was got, what is allowed and what to do. Knows: HTTP statuses and OpenAI's
@@ -155,6 +156,11 @@ class CheckpointError(MolmoError):
 
 class KeyStoreError(MolmoError):
     code = "key_store_error"
+
+
+class BatchStoreError(MolmoError):
+    status = 503
+    code = "batch_store_error"
 
 
 class UnsupportedEngine(MolmoError):

@@ -1,0 +1,180 @@
+"""The engine's event stream, looked at event by event while its answers are read.
+
+Knows: server-sent events of OpenAI's chat stream. Does not know: where bytes come from, what is
+passed on of them (`relay`, the verbs).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import orjson
+
+from molmo_core import api
+from molmo_core.errors import EngineFailed, MolmoError
+from molmo_server.answers.reading import AnswerReader
+from molmo_server.errors import error_body
+
+PREFIX = b"data: "
+END = b"\n\n"
+LAST = PREFIX + b"[DONE]"
+_NO_CHUNK = (orjson.JSONDecodeError, AttributeError, IndexError, KeyError, TypeError)
+"""What reading something else than a chunk of a completion raises."""
+_NOT_PLAIN = re.compile(rb'["\\\n]')
+_TEXT = re.compile(rb'("delta":\{"content":")((?:[^"\\]|\\.)*)"\}')
+
+
+def event(data: bytes) -> bytes:
+    return PREFIX + data + END
+
+
+def error_events(error: MolmoError) -> bytes:
+    """How a stream that has begun ends when it cannot go on."""
+    return event(error_body(error)) + LAST + END
+
+
+@dataclass(slots=True)
+class EngineEvent:
+    """One event as it came, without what ends it."""
+
+    raw: bytes
+    observed: list[tuple[int, api.Observation]] = field(default_factory=list)
+    """What it completes, with the index of the choice."""
+    is_usage: bool = False
+    """It tells what was used, and nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEvent:
+    """An event that brings text to one choice and nothing else: what stands around the text."""
+
+    index: int
+    before: bytes
+    after: bytes
+
+    @classmethod
+    def learn(cls, data: bytes, content: dict[str, Any]) -> TextEvent | None:
+        """From an event and what it says; None when it is another kind of event."""
+        choices: list[dict[str, Any]] = content.get("choices") or []
+        if len(choices) != 1 or content.get("usage"):
+            return None
+        choice = choices[0]
+        if list(choice["delta"]) != ["content"]:
+            return None
+        if choice.get("finish_reason") or choice.get("logprobs"):
+            return None
+        if (found := _TEXT.search(data)) is None:
+            return None
+        before, after = PREFIX + data[: found.end(1)], data[found.end(2) :] + END
+        return cls(index=choice["index"], before=before, after=after)
+
+    def text_of(self, chunk: bytes) -> str | None:
+        """Of one event of the same making; None for anything else, and for texts with escapes."""
+        if not chunk.startswith(self.before) or not chunk.endswith(self.after):
+            return None
+        text = chunk[len(self.before) : -len(self.after)]
+        return None if _NOT_PLAIN.search(text) else text.decode()
+
+
+class EngineEvents:
+    """Feed the engine's bytes, get its events, until `has_ended`."""
+
+    def __init__(self, new_reader: Callable[[], AnswerReader]) -> None:
+        self._new_reader = new_reader
+        self.readers: dict[int, AnswerReader] = {}
+        """By index of the choice."""
+        self.identity: dict[str, Any] = {}
+        """`id` and `created` of the stream."""
+        self.usage: dict[str, Any] | None = None
+        self.finish_reason: str | None = None
+        """Of the choice that ended last."""
+        self.end: Literal["done", "failed"] | None = None
+        self._like: TextEvent | None = None
+        """The last event that was of this kind; one alike is not parsed."""
+        self._n_pieces = 0
+        self._rest = b""
+
+    @property
+    def has_ended(self) -> bool:
+        """The engine says no more; `check_end` tells whether all is well."""
+        return self.end is not None
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the answer: as the engine told, which it does at its end; else the pieces of text,
+        of which the engine sends about one a token."""
+        told = (self.usage or {}).get("completion_tokens")
+        return self._n_pieces if told is None else int(told)
+
+    @property
+    def n_prompt_tokens(self) -> int | None:
+        """As the engine told, which it does at its end."""
+        return (self.usage or {}).get("prompt_tokens")
+
+    def feed(self, chunk: bytes) -> Iterable[EngineEvent]:
+        """Whole events; that of the end, and of a failure, is not among them."""
+        like = self._like
+        if not self._rest and like is not None and (text := like.text_of(chunk)) is not None:
+            found = EngineEvent(chunk[: -len(END)])
+            self._read(like.index, text, None, found)
+            return (found,)
+        return self._split(chunk)
+
+    def _split(self, chunk: bytes) -> Iterator[EngineEvent]:
+        *events, self._rest = (self._rest + chunk).split(END)
+        for raw in events:
+            found = EngineEvent(raw)
+            if raw.startswith(PREFIX):
+                try:
+                    self._look_at(raw[len(PREFIX) :], found)
+                except _NO_CHUNK:
+                    self.end = "failed"
+            if self.end is not None:
+                return
+            yield found
+
+    def check_end(self) -> None:
+        """Raises EngineFailed when the engine reported a failure, or ended without `[DONE]`."""
+        if self.end != "done":
+            how = "failed" if self.end == "failed" else "ended"
+            raise EngineFailed(f"the engine {how} in the middle of the answer; send it again")
+
+    def reader(self, index: int) -> AnswerReader:
+        """Of one choice."""
+        if index not in self.readers:
+            self.readers[index] = self._new_reader()
+        return self.readers[index]
+
+    def _look_at(self, data: bytes, found: EngineEvent) -> None:
+        if data.strip() == b"[DONE]":
+            self.end = "done"
+            return
+        content = orjson.loads(data)
+        if "error" in content:
+            self.end = "failed"
+            return
+        self._like = TextEvent.learn(data, content)
+        choices = content.get("choices") or ()
+        if usage := content.get("usage"):
+            self.usage = usage
+            found.is_usage = not choices
+        if not self.identity:
+            self.identity = {k: content[k] for k in ("id", "created") if k in content}
+        for choice in choices:
+            self._look_at_choice(choice, found)
+
+    def _look_at_choice(self, choice: dict[str, Any], found: EngineEvent) -> None:
+        self.finish_reason = choice.get("finish_reason") or self.finish_reason
+        tokens = (choice.get("logprobs") or {}).get("content")
+        self._read(choice["index"], choice["delta"].get("content") or "", tokens, found)
+
+    def _read(
+        self, index: int, text: str, tokens: list[dict[str, Any]] | None, found: EngineEvent
+    ) -> None:
+        reader = self.reader(index)
+        if text:
+            found.observed = [(index, item) for item in reader.feed(text, tokens)]
+            self._n_pieces += 1
