@@ -1,4 +1,4 @@
-"""The parser of answers: a track of 4 objects in pieces of four characters, as engines stream it."""
+"""The parser of answers: a track of 4 objects in pieces of four characters, as engines send it."""
 
 from __future__ import annotations
 
