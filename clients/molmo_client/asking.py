@@ -140,11 +140,9 @@ def track(
 ) -> None:
     """Follow every OBJECT through a video, and MORE of them."""
     encoded = _checked(video, draw)
-    asking: Generation = {
-        **options.generation(),
-        "frame_rate": frame_rate,
-        "interpolate": interpolate,
-    }
+    asking: Generation = {**options.generation(), "frame_rate": frame_rate}
+    if interpolate:
+        asking["interpolate"] = True
     with options.client() as client:
         answer = client.track(encoded, _all(object, more), **asking)
     _tell(answer, options, terminal.track_text)

@@ -6,8 +6,8 @@ error, the address and a command to try go to standard output when the engine is
 Knows: how gateway and engine are put together, exit codes. Does not know: routes, processes, what
 the person at the terminal is told (`terminal`).
 
-Exit codes: 0 ended in order, 1 the engine could not be started, 2 the settings, the checkpoint or
-the file of keys cannot be used, 3 the port is taken.
+Exit codes: 0 ended in order, 1 the engine could not be started, 2 the settings, the checkpoint,
+the file of keys or the folder of batches cannot be used, 3 the port is taken.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def serve_command(
 
     Every option can also be set in the environment, as `MOLMO_PORT=9000`; there are more settings
     than options. Exit codes: 0 ended in order, 1 the engine could not be started, 2 settings,
-    checkpoint or file of keys cannot be used, 3 the port is taken.
+    checkpoint, file of keys or folder of batches cannot be used, 3 the port is taken.
 
     Parameters
     ----------

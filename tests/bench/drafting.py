@@ -81,13 +81,12 @@ def compare(
     """Tokens a second of each engine, and whether all answers are equal."""
     seconds = dict.fromkeys(engines, 0.0)
     answers: dict[str, list[tuple[int, ...]]] = {name: [] for name in engines}
-    step = max(at_once, 4)
-    for k in range(0, len(asked), step):
-        turn = list(engines) if k // step % 2 else list(engines)[::-1]
+    for k in range(0, len(asked), at_once):
+        turn = list(engines) if k // at_once % 2 else list(engines)[::-1]
         for name in turn:
             began = time.perf_counter()
             with ThreadPoolExecutor(at_once) as pool:
-                answers[name] += pool.map(partial(answer, engines[name]), asked[k : k + step])
+                answers[name] += pool.map(partial(answer, engines[name]), asked[k : k + at_once])
             seconds[name] += time.perf_counter() - began
     n_tokens = sum(map(len, answers["plain"]))
     rates = {name: n_tokens / seconds[name] for name in engines}

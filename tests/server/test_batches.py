@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,10 @@ import openai
 import pytest
 
 from molmo_core.api_batches import Batch
+from molmo_core.errors import BatchStoreError
+from molmo_server.batches.jobs import JobStore
 from molmo_server.engine_pool.fake import DEFAULT_ANSWER, FakeEngine, Trick, question_of
-from molmo_server.tenancy.store import KeyStore
+from molmo_server.tenancy.store import KeyStore, KeyUsage
 from tests.server.batches import (
     CHAT,
     PNG,
@@ -122,7 +124,7 @@ def test_verbs(gateway: RunningGateway) -> None:
     refused = results(gateway, batch.error_file_id)
     assert [one.custom_id for one in refused] == ["no-object", "strange"]
     codes = [one.response and one.response.body["error"]["code"] for one in refused]
-    assert codes == ["invalid_request", "unknown_field"]
+    assert codes == ["invalid_request", "unknown_parameter"]
     assert [one.response and one.response.status_code for one in refused] == [400, 400]
 
 
@@ -146,7 +148,7 @@ BAD_LINES: dict[str, tuple[bytes, str, str]] = {
     "method": (jsonl([line("a", method="GET")]), "invalid_request", "method"),
     "no body": (b'{"custom_id":"a","method":"POST","url":"/v1/point"}', "invalid_request", "body"),
     "body": (jsonl([line("a", body="text")]), "invalid_request", "body"),
-    "field": (jsonl([line("a", more=1)]), "unknown_field", "more"),
+    "field": (jsonl([line("a", more=1)]), "unknown_parameter", "more"),
     "url": (jsonl([line("a", url=POINT)]), "mismatched_url", POINT),
     "stream": (jsonl([line("a", body={"stream": True})]), "invalid_request", "leave stream out"),
     "deep": (
@@ -339,6 +341,34 @@ def test_a_line_that_breaks_every_engine(gateway: RunningGateway) -> None:
     assert told == [("refused", 400), ("broken", 502)]
 
 
+def test_an_answer_waits_for_a_store_that_is_full(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("molmo_server.batches.runner._LONGEST_PAUSE_S", 0.01)
+    full = {"keep": 5, "finalize": 2, "end": 2, "checked": 1}
+    for name in full:
+        monkeypatch.setattr(JobStore, name, failing_at_first(getattr(JobStore, name), name, full))
+
+    batch = ended(gateway, create(gateway, jsonl([line(f"{k}", f"{k}") for k in range(9)])))
+
+    assert full == dict.fromkeys(full, 0)
+    assert (batch.status, counts(batch)) == ("completed", (9, 9, 0))
+    assert len(results(gateway, batch.output_file_id)) == 9
+    assert asked(gateway) == [f"{k}" for k in range(9)]  # each once
+
+
+def failing_at_first(
+    method: Callable[..., Any], name: str, n_failures: dict[str, int]
+) -> Callable[..., Any]:
+    def failing(*given: Any, **named: Any) -> Any:
+        if n_failures[name] > 0:
+            n_failures[name] -= 1
+            raise BatchStoreError("the disk is full")
+        return method(*given, **named)
+
+    return failing
+
+
 def test_an_answer_names_no_more_than_a_request_would(gateway: RunningGateway) -> None:
     [answer] = results(
         gateway, ended(gateway, create(gateway, jsonl([line("a", "Hi")]))).output_file_id
@@ -377,4 +407,55 @@ def test_tenants_do_not_see_each_other(folder: Path, tmp_path: Path) -> None:
         today = partial(store.usage, n_days=1, now_s=time.time())
         until(lambda: any(usage.completion_tokens for usage in today()))
         assert [usage.name for usage in today() if usage.completion_tokens] == ["us"]
+    store.close()
+
+
+def test_a_key_that_ends_under_a_batch(folder: Path, tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.db")
+    first, second = (store.create("us") for _ in range(2))
+    engine = Held()
+    fields: dict[str, Any] = {"keys": tmp_path / "keys.db", "batch_concurrent": 1}
+    ours = {"authorization": f"Bearer {second}"}
+    lines = [line(f"{k}", "held") for k in range(2)]
+    try:
+        with running_gateway(folder, tmp_path, engine, **fields) as gateway:
+            revoked = {"authorization": f"Bearer {first}"}
+            rotated = create(gateway, jsonl(lines), headers=revoked)
+            until(lambda: len(engine.requests) == 1)
+            store.revoke(first)
+            until(lambda: gateway.http.get("/v1/models", headers=revoked).status_code == 401)
+            engine.gate.set()
+            assert counts(ended(gateway, rotated, ours)) == (2, 2, 0)  # with the other key
+            today = partial(store.usage, n_days=1, now_s=time.time())
+            until(lambda: len(asked_of(today())) == 2)
+            assert asked_of(today()) == {first[:12], second[:12]}
+
+            engine.gate.clear()
+            batch_id = create(gateway, jsonl(lines), headers=ours)
+            until(lambda: len(engine.requests) == 3)
+            store.revoke(second)
+            until(lambda: gateway.http.get("/v1/models", headers=ours).status_code == 401)
+            engine.gate.set()
+            third = {"authorization": f"Bearer {store.create('us')}"}
+            until(lambda: gateway.http.get("/v1/models", headers=third).status_code == 200)
+            assert ended(gateway, batch_id, third).has_ended
+    finally:
+        engine.gate.set()
+        store.close()
+
+
+def asked_of(rows: list[KeyUsage]) -> set[str]:
+    return {row.key for row in rows if row.completion_tokens}
+
+
+def test_a_limited_key_is_waited_for(folder: Path, tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.db")
+    limited = {"authorization": f"Bearer {store.create('us', requests_per_min=60)}"}
+    free = {"authorization": f"Bearer {store.create('us')}"}
+    with running_gateway(folder, tmp_path, keys=tmp_path / "keys.db") as gateway:
+        batch_id = create(gateway, jsonl([line(f"{k}") for k in range(30)]), headers=limited)
+        until(lambda: counts(batch_of(gateway, batch_id, free))[1] == 28)
+        left = gateway.http.get("/v1/models", headers=limited)  # half is for those who wait
+        assert int(left.headers["x-ratelimit-remaining-requests"]) >= 28
+        assert counts(ended(gateway, batch_id, free)) == (30, 30, 0)
     store.close()

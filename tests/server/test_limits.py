@@ -82,6 +82,15 @@ async def test_visual_tokens_are_paid_once_a_request(clock: Clock) -> None:
         await Caller(allowance=allowed).pay(601)
 
 
+def test_several_answers_of_a_request_add_up(clock: Clock) -> None:
+    caller = Caller(allowance=allowance(clock))
+    caller.note_tokens(prompt=100, visual=80, completion=7)
+    caller.note_tokens(prompt=110, visual=80, completion=5)
+    usage = caller.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (210, 12)
+    assert (usage.requests, usage.visual_tokens) == (1, 80), "of media that were sent once"
+
+
 async def test_requests_at_the_same_time(clock: Clock) -> None:
     allowed = allowance(clock, n_concurrent=2, requests_per_min=3)
     async with AsyncExitStack() as running:
@@ -124,3 +133,25 @@ async def test_visual_tokens_of_a_prompt_are_counted(folder: Path) -> None:
 
     nothing = await measure(turns, await gate.check([], []), checkpoint)
     assert nothing.n_visual_tokens == 0
+
+
+def test_the_background_leaves_half_to_others(clock: Clock) -> None:
+    has = allowance(clock, requests_per_min=10, visual_tokens_per_min=1000, n_concurrent=1)
+    with has.request(), has.request(is_background=True), has.request(is_background=True):
+        for _ in range(2):
+            with has.request(is_background=True):
+                pass
+        with pytest.raises(RateLimited) as refused, has.request(is_background=True):
+            pytest.fail("half of it is left to others")
+        assert refused.value.retry_after_s == pytest.approx(6)
+    with has.request():
+        pass
+
+    has.take_visual_tokens(500, is_background=True)
+    with pytest.raises(RateLimited):
+        has.take_visual_tokens(1, is_background=True)
+    has.take_visual_tokens(500)
+    clock.now_s += 60
+    has.take_visual_tokens(900, is_background=True)  # of a full bucket also more than half
+    with pytest.raises(TooManyMedia):
+        has.take_visual_tokens(1001, is_background=True)

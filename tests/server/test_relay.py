@@ -154,6 +154,18 @@ def test_what_came_before_a_failure_is_passed_on() -> None:
         relay.check_end()
 
 
+@pytest.mark.parametrize(
+    "event", [b"{", b"\xff", b"[]", b"7", b'{"choices": [{}]}', b'{"choices": [{"index": 0}]}']
+)
+def test_an_event_that_is_no_chunk_is_a_failure(event: bytes) -> None:
+    relay = new_relay()
+    begun = stream_of("abc")
+
+    assert relay.feed(begun + b"data: " + event + b"\n\n" + DONE) == begun
+    with pytest.raises(EngineFailed, match="failed in the middle"):
+        relay.check_end()
+
+
 def test_a_stream_without_its_end_is_a_failure() -> None:
     relay = new_relay()
     relay.feed(stream_of("abc"))

@@ -234,6 +234,19 @@ def test_unusable_settings(
     assert words.startswith(f"molmo serve: {says}")
 
 
+def test_an_unusable_folder_of_batches(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MOLMO_BATCH_DIR", str(tmp_path / "file"))
+    code, out, words = run_here(capsys, "--checkpoint", str(folder))
+    assert (code, out) == (2, "")
+    assert words.startswith("molmo serve: files and batches cannot be kept now: File exists")
+
+
 def test_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run_here(capsys, "--help")
 

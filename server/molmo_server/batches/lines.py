@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,9 +61,10 @@ class Reading:
     max_lines: int
 
     def lines(self, path: Path) -> Iterator[Line]:
-        """Those of a file that was checked; raises OSError, BadLine."""
-        for number, raw in self._raw(path):
-            yield self._line(number, raw)
+        """Those of a file that was checked, perhaps when more was allowed; raises OSError."""
+        checked = replace(self, max_line_bytes=sys.maxsize - 1)
+        for number, raw in checked._raw(path):
+            yield checked._line(number, raw)
 
     def check(self, path: Path) -> tuple[int, list[BatchError]]:
         """(number of requests, what is wrong with the file); raises OSError."""

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -230,9 +230,11 @@ class Runner:
     async def _sweep(self) -> None:
         """Now and then, so that files go at their time also when nobody asks."""
         while True:
-            with suppress(BatchStoreError):
+            try:
                 await asyncio.to_thread(self._files.sweep)
                 await asyncio.to_thread(self._jobs.sweep)
+            except BatchStoreError as error:
+                logger.error("what is over its time stays for now: %s", error.message)
             await asyncio.sleep(_SWEEP_EVERY_S)
 
     def _reading(self, job: Job) -> Reading:
