@@ -24,6 +24,7 @@ _LEAVES: tuple[type[MolmoError], ...] = (
     errors.Unauthorised,
     errors.Forbidden,
     errors.NotFound,
+    errors.ModelNotFound,
     errors.MediaNotFound,
     errors.PayloadTooLarge,
     errors.RateLimited,

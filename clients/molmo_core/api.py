@@ -48,10 +48,21 @@ Status = Literal["found", "none", "unreadable"]
 could be read as a place or number; see `text` and `warnings`."""
 
 
+class PromptTokensDetails(LenientAnswer):
+    """Of the prompt's tokens; null where it does not apply."""
+
+    cached_tokens: int | None = None
+    """Not computed again."""
+    image_tokens: int | None = None
+    """Stand for what is seen."""
+    video_tokens: int | None = None
+
+
 class Usage(LenientAnswer):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
 
 
 class VerbAnswer(LenientAnswer):

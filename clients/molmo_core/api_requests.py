@@ -6,6 +6,7 @@ Knows: names, types and ranges on the wire. Does not know: answers (`api`), HTTP
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -33,18 +34,26 @@ class StrictRequest(BaseModel):
     @classmethod
     def _has_only_known_fields(cls, data: Any) -> Any:
         if isinstance(data, dict):
-            for name in data.keys() - cls.model_fields.keys():
-                raise _unknown_field(cls, str(name)[:60])
+            known = _names_of(cls)
+            if (unknown := next((name for name in data if name not in known), None)) is not None:
+                raise _unknown_field(cls, str(unknown)[:60])
         return data
 
 
+@cache
+def _names_of(model: type[BaseModel]) -> frozenset[str]:
+    """Of fields, as they are sent."""
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
+
+
 def _unknown_field(model: type[BaseModel], name: str) -> PydanticCustomError:
-    near = get_close_matches(name, model.model_fields, n=3)
+    allowed = _names_of(model)
+    near = get_close_matches(name, allowed, n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else "leave it out;"
     return PydanticCustomError(
         "unknown_field",
         "got the unknown field '{name}': {hint} allowed are {allowed}",
-        {"name": name, "hint": hint, "allowed": ", ".join(sorted(model.model_fields))},
+        {"name": name, "hint": hint, "allowed": ", ".join(sorted(allowed))},
     )
 
 

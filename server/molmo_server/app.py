@@ -26,11 +26,13 @@ from molmo_server.media.gate import MediaGate
 from molmo_server.routes.admin import admin_router, usage_router
 from molmo_server.routes.batches import batches_router
 from molmo_server.routes.chat import chat_router
+from molmo_server.routes.completions import completions_router
 from molmo_server.routes.document import openapi_document
 from molmo_server.routes.engines import engines_router
 from molmo_server.routes.files import FILES, files_router, form_bytes
 from molmo_server.routes.media import media_router
 from molmo_server.routes.ops import ops_router
+from molmo_server.routes.responses import responses_router
 from molmo_server.routes.verbs import verbs_router
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Edge, Metrics, Tracing
@@ -105,10 +107,9 @@ def create_app(
     )
     app.state.is_leaving = False
     install_error_handlers(app)
+    asking = (chat_router, completions_router, responses_router, verbs_router, media_router)
     for router in (
-        chat_router(gateway),
-        verbs_router(gateway),
-        media_router(gateway),
+        *(router_of(gateway) for router_of in asking),
         files_router(batches),
         batches_router(batches),
         ops_router(gateway),

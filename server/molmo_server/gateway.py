@@ -19,18 +19,20 @@ from molmo_core.errors import (
     EngineFailed,
     EngineRefused,
     EngineUnavailable,
+    ModelNotFound,
     MolmoError,
-    NotFound,
 )
 from molmo_server.admission import Admission
+from molmo_server.answers.usage import tell_visual_tokens
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, Trial
-from molmo_server.media.crop import crop
+from molmo_server.engine_pool.exchange import COMPLETIONS_PATH
 from molmo_server.media.gate import CheckedMedia, MediaGate
 from molmo_server.media.options import check_options
 from molmo_server.prompt import Prompt, check_turns
 from molmo_server.questions.chat import Asked, Question
+from molmo_server.questions.texts import AskedTexts, TextQuestion, check_texts
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Journey, Metrics
 from molmo_server.tenancy.salts import TenantSalts
@@ -67,13 +69,15 @@ class Gateway:
         return self.live.current
 
     def serving(self, name: str | None) -> Gateway:
-        """That of the model of this name, which may be a checkpoint's id. Raises NotFound."""
+        """That of the model of this name, which may be a checkpoint's id. Raises ModelNotFound."""
         every = (self, *self.others)
         for gateway in every:
             if name is None or name in gateway.names:
                 return gateway
         known = "; ".join(" alias ".join(gateway.names) for gateway in every)
-        raise NotFound(f"there is no model {str(name)[:100]!r}; served is {known}", param="model")
+        raise ModelNotFound(
+            f"there is no model {str(name)[:100]!r}; served is {known}", param="model"
+        )
 
     @property
     def names(self) -> list[str]:
@@ -96,7 +100,9 @@ class Gateway:
     async def _open(
         self, question: Question, request_id: str, whole: bool
     ) -> AsyncIterator[tuple[Asked, EngineReply]]:
-        turns = check_turns(question.turns, system=question.system)
+        turns = check_turns(
+            question.turns, system=question.system, is_continued=question.is_continued
+        )
         self.engines.check_hope()
         journey = Journey(self.metrics)
         with journey.whole():
@@ -115,7 +121,6 @@ class Gateway:
                     without_grammars=self.without_grammars,
                     salts=self.salts,
                 )
-                named = question.model if question.model != self.settings.served_name else None
                 journey.begin("routing")
                 async with AsyncExitStack() as stack:
                     stack.callback(asked.files.clear)
@@ -128,7 +133,7 @@ class Gateway:
                                 deadline=deadline,
                                 whole=whole,
                                 medium=media.first_sha256,
-                                checkpoint_id=named,
+                                checkpoint_id=self._named(question.model),
                             )
                         )
 
@@ -145,6 +150,44 @@ class Gateway:
                         journey.first_token(asked.answering)
                     yield asked, reply
 
+    @asynccontextmanager
+    async def open_texts(
+        self, question: TextQuestion, *, request_id: str, whole: bool
+    ) -> AsyncIterator[tuple[AskedTexts, EngineReply]]:
+        """As `open`, for texts without a chat around them."""
+        async with self.serving(question.model)._open_texts(question, request_id, whole) as opened:
+            yield opened
+
+    @asynccontextmanager
+    async def _open_texts(
+        self, question: TextQuestion, request_id: str, whole: bool
+    ) -> AsyncIterator[tuple[AskedTexts, EngineReply]]:
+        check_texts(question.texts)
+        self.engines.check_hope()
+        journey = Journey(self.metrics)
+        with journey.whole():
+            journey.begin("queue")
+            caller = question.caller
+            admitted = self.admission.admit(caller.tenant, is_background=caller.is_background)
+            async with admitted as deadline:
+                asked = AskedTexts(
+                    question=question, journey=journey, settings=self.settings, live=self.live
+                )
+                journey.begin("routing")
+                async with self.engines.open(
+                    asked.body_for,
+                    path=COMPLETIONS_PATH,
+                    request_id=request_id,
+                    deadline=deadline,
+                    whole=whole,
+                    checkpoint_id=self._named(question.model),
+                ) as reply:
+                    asked.answering = self.id_of(reply)
+                    self._check_answering(question.model, asked.answering)
+                    if not whole:
+                        journey.first_token(asked.answering)
+                    yield asked, reply
+
     async def _checked_media(self, question: Question, journey: Journey) -> CheckedMedia:
         image_urls, video_urls = question.image_urls, question.video_urls
         journey.begin("media", n_images=len(image_urls), n_videos=len(video_urls))
@@ -155,19 +198,18 @@ class Gateway:
             check_options(question.media_options, media)
         if question.region is None or question.media is not None:
             return media
-        max_aspect = self.settings.max_aspect
         [image] = media.images
-        part = await asyncio.to_thread(crop, image, question.region, max_aspect=max_aspect)
-        return CheckedMedia(images=(part,))
+        return CheckedMedia(images=(await self.media.part(image, question.region),))
 
     async def complete(self, question: Question, *, request_id: str) -> Completion:
         """The engine's whole chat completion."""
         serving = self.serving(question.model)
         async with serving._open(question, request_id, whole=True) as (asked, reply):
-            answer = _whole_answer(reply)
+            answer = whole_answer(reply)
             usage = answer.get("usage") or {}
             n_tokens = usage.get("completion_tokens", 0)
             asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
+            tell_visual_tokens(usage, asked.prompt.visual_usage())
             answered = Completion(prompt=asked.prompt, answer=answer, checkpoint_id=asked.answering)
         serving._compare(asked, answered, request_id)
         return answered
@@ -193,7 +235,7 @@ class Gateway:
                 asyncio.timeout(self.settings.deadline_s),
                 self.engines.shadow(trial, asked.body_for, request_id=request_id) as reply,
             ):
-                is_same = _texts(_whole_answer(reply)) == texts
+                is_same = _texts(whole_answer(reply)) == texts
         except (EngineUnavailable, EngineFailed):
             return  # noted by the pool
         except TimeoutError:
@@ -217,17 +259,21 @@ class Gateway:
         n_tracked = sum(len(track.points) for track in grounding.tracks)
         self.metrics.observations.labels("track").inc(n_tracked)
 
+    def _named(self, model: str | None) -> str | None:
+        """The checkpoint that a caller names as model, if it is one."""
+        return None if model == self.settings.served_name else model
+
     def _check_answering(self, name: str | None, answering: str) -> None:
         """Whoever names a checkpoint gets no other, also when it changes while they wait."""
         if name not in (None, self.settings.served_name, answering):
-            raise NotFound(
+            raise ModelNotFound(
                 f"{str(name)[:100]!r} is served no more, {answering} is: ask for that, or for "
                 f"{self.settings.served_name}",
                 param="model",
             )
 
 
-def _whole_answer(reply: EngineReply) -> dict[str, Any]:
+def whole_answer(reply: EngineReply) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = orjson.loads(reply.first)
         _texts(answer), answer["usage"]

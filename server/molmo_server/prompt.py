@@ -59,6 +59,11 @@ class Prompt:
         room = self.checkpoint.max_model_len - n_answer_tokens
         return self._most_tokens <= room or self.n_tokens <= room
 
+    def visual_usage(self) -> dict[str, int]:
+        """Visual tokens by kind, as an answer's `usage.prompt_tokens_details` has them."""
+        name = "image_tokens" if self.media.video is None else "video_tokens"
+        return {name: self.n_visual_tokens} if self.n_visual_tokens else {}
+
     async def messages(self, url_of: Callable[[MediaFile], Awaitable[str]]) -> list[dict[str, Any]]:
         """As the engine's chat endpoint takes them."""
         first, *later = self.turns
@@ -69,18 +74,26 @@ class Prompt:
         ]
 
 
-def check_turns(turns: Sequence[Turn], *, system: str = "") -> tuple[Turn, ...]:
+def check_text(text: str) -> None:
+    """Raises ControlTokenInText for what the model must not see as text."""
+    if token := find_control_token(text):
+        raise ControlTokenInText(
+            f"got the model's own control token {token!r} in a text; "
+            "it cannot be part of a prompt: remove it or spell it differently"
+        )
+
+
+def check_turns(
+    turns: Sequence[Turn], *, system: str = "", is_continued: bool = False
+) -> tuple[Turn, ...]:
     """Refuse texts the model must not see, and fold the system text in.
 
-    Raises ControlTokenInText; InvalidRequest when roles do not alternate or nothing is asked.
+    `is_continued`: the last turn may be the assistant's, which the answer goes on from. Raises
+    ControlTokenInText; InvalidRequest when roles do not alternate or nothing is asked.
     """
     for text in (system, *(turn.text for turn in turns)):
-        if token := find_control_token(text):
-            raise ControlTokenInText(
-                f"got the model's own control token {token!r} in a text; "
-                "it cannot be part of a prompt: remove it or spell it differently"
-            )
-    if not turns or turns[-1].role != "user":
+        check_text(text)
+    if not turns or (turns[-1].role != "user" and not is_continued):
         raise InvalidRequest("the last message must be the user's; add one", param="messages")
     first, *later = turns
     folded = (Turn(role=first.role, text=fold_system(system, first.text)), *later)
@@ -107,7 +120,7 @@ async def measure(
     text = render_chat(turns, n_images=len(media.images), n_videos=int(media.video is not None))
     at_least = -(-len(text) // checkpoint.longest_token_chars)
     if at_least >= checkpoint.max_model_len:
-        raise _too_long(f"at least {at_least:,}", checkpoint)
+        raise too_long(f"at least {at_least:,}", checkpoint)
     prompt = Prompt(
         turns=turns,
         text=text,
@@ -118,7 +131,7 @@ async def measure(
     if len(text) > _LONG_TEXT_CHARS:
         await asyncio.to_thread(lambda: prompt.n_tokens)
     if not prompt.fits_with(1):
-        raise _too_long(f"{prompt.n_tokens:,}", checkpoint)
+        raise too_long(f"{prompt.n_tokens:,}", checkpoint)
     return prompt
 
 
@@ -151,6 +164,15 @@ def _count_visual(media: CheckedMedia, checkpoint: Checkpoint) -> int:
     return n_tokens
 
 
+def check_values(n_tokens: int, *, limit: int) -> None:
+    """Raises PromptTooLong for a prompt whose log-probabilities are too many to be told."""
+    if n_tokens > limit:
+        raise PromptTooLong(
+            f"the prompt has {n_tokens:,} tokens with its media, log-probabilities are told of at "
+            f"most {limit:,}; send a shorter prompt, or leave them out"
+        )
+
+
 def answer_budget(prompt: Prompt, *, asked: int | None, default: int, limit: int) -> int:
     """Tokens the answer may have.
 
@@ -174,9 +196,9 @@ def answer_budget(prompt: Prompt, *, asked: int | None, default: int, limit: int
     return room
 
 
-def _too_long(got: str, checkpoint: Checkpoint) -> PromptTooLong:
+def too_long(got: str, checkpoint: Checkpoint, *, param: str = "messages") -> PromptTooLong:
     return PromptTooLong(
         f"the prompt has {got} tokens with its media, allowed are {checkpoint.max_model_len - 1:,} "
         "and one for the answer; send a shorter text, fewer images or a shorter video",
-        param="messages",
+        param=param,
     )

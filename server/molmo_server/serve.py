@@ -25,7 +25,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import uvicorn
 import uvloop
@@ -114,11 +114,16 @@ def serve_command(
 
 def shown_settings(settings: MolmoSettings) -> dict[str, object]:
     """All settings by name, keys and passwords hidden."""
-    values = settings.model_dump(mode="json")
-    return {
-        name: without_password(value) if isinstance(value, str) else value
-        for name, value in values.items()
-    }
+    shown: dict[str, object] = _without_passwords(settings.model_dump(mode="json"))
+    return shown
+
+
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_passwords(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_passwords(one) for one in value]
+    return without_password(value) if isinstance(value, str) else value
 
 
 def run_server(settings: MolmoSettings) -> int:

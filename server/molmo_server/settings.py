@@ -208,6 +208,13 @@ class MolmoSettings(BaseSettings):
     max_choices: int = Field(default=4, ge=1)
     max_logprobs: int = Field(default=20, ge=0)
     max_stops: int = Field(default=8, ge=0)
+    max_prompts: int = Field(default=16, ge=1)
+    """Texts in one request to /v1/completions."""
+    max_prompt_values: int = Field(default=2048, ge=1)
+    """Tokens of a prompt of which log-probabilities are told; each takes the engine about 1 MB
+    for a moment, with a vocabulary of 152 000."""
+    max_schema_bytes: int = Field(default=16_384, ge=2)
+    """Of a JSON schema that an answer is held to."""
 
     @field_validator("store", "keys", mode="before")
     @classmethod

@@ -95,6 +95,28 @@ def chats() -> list[bytes]:
     return [json.dumps(body).encode() for body in bodies]
 
 
+def batches() -> list[bytes]:
+    body = {"messages": [{"role": "user", "content": "Hi"}]}
+    lines = [
+        {"custom_id": f"{k}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for k in range(3)
+    ]
+    whole = b"\n".join(json.dumps(line).encode() for line in lines)
+    return [whole, b"\xef\xbb\xbf" + whole + b"\r\n\n", whole[:-9], b"[]\n{}\n"]
+
+
+def forms() -> list[bytes]:
+    """Behind a byte that chooses the cuts."""
+    field = b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+    named = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n'
+    file = named + b"Content-Type: application/json\r\n\r\n{}\n\r\n-\r\n--\r\n"
+    return [
+        b"\x07" + field + file + b"--b--\r\n",
+        b"\x00" + file + field + b"--b--",
+        b"\x30" + named,
+    ]
+
+
 def _moving(kind: str) -> bytes:
     frames = [Image.new("RGB", (5, 4), (k, 0, 0)) for k in (0, 90, 180)]
     buffer = io.BytesIO()

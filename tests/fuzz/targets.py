@@ -5,9 +5,10 @@ not one of the project's own, a result that depends on how it was cut, work beyo
 from __future__ import annotations
 
 import asyncio
+import io
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +19,8 @@ from molmo_core.checkpoints.manifest import MANIFEST, check_files, read_manifest
 from molmo_core.checkpoints.safetensors_header import read_header
 from molmo_core.errors import CheckpointError, InvalidMedia, MolmoError
 from molmo_core.points import Grounding, GroundingParser, parse_grounding
+from molmo_server.batches.lines import Reading
+from molmo_server.batches.upload import Upload, receive_file
 from molmo_server.errors import parse_json
 from molmo_server.media.gate import MediaGate
 from molmo_server.media.look import measure_image
@@ -120,6 +123,42 @@ def check_chat(data: bytes) -> None:
         check_turns(request.turns(), system=request.system())
 
 
+def check_batch(data: bytes) -> None:
+    path = _scratch() / "batch.jsonl"
+    path.write_bytes(data)
+    reading = Reading(endpoint="/v1/chat/completions", max_line_bytes=2000, max_lines=50)
+    n_lines, errors = reading.check(path)
+    if not errors:
+        lines = list(reading.lines(path))
+        assert len(lines) == n_lines >= 1
+        assert len({line.custom_id for line in lines}) == n_lines
+
+
+def check_form(data: bytes) -> None:
+    """The first byte chooses the cuts; in text before the first boundary the library sees them."""
+    how, form = (data[:1] or b"\0")[0], data[1:]
+    cut, whole = _received(form, 1 + how), _received(form, len(form) + 1)
+    if cut is not None and whole is not None:
+        assert cut == whole, "cuts change the result"
+
+
+def _received(form: bytes, n_bytes: int) -> tuple[Upload, bytes] | None:
+    """(what was sent beside the file, the file); None when it is refused."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(form), n_bytes):
+            yield form[start : start + n_bytes]
+
+    part = io.BytesIO()
+    kind = "multipart/form-data; boundary=b"
+    loop, _ = _gate()
+    try:
+        upload = loop.run_until_complete(receive_file(pieces(), kind, part, max_bytes=1000))
+    except MolmoError:
+        return None
+    return upload, part.getvalue()
+
+
 TARGETS = {
     "points": Target(check=check_points, seeds=seeds.answers),
     "picture": Target(check=check_picture, seeds=seeds.pictures),
@@ -127,5 +166,7 @@ TARGETS = {
     "data_url": Target(check=check_data_url, seeds=seeds.data_urls),
     "manifest": Target(check=check_manifest, seeds=seeds.manifests),
     "header": Target(check=check_header, seeds=seeds.headers),
+    "batch": Target(check=check_batch, seeds=seeds.batches),
+    "form": Target(check=check_form, seeds=seeds.forms),
     "chat": Target(check=check_chat, seeds=seeds.chats),
 }

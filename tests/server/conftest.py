@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from molmo_core.checkpoints import FolderStore
 from tests.server.exchange import Stored
 from tests.server.internet import Internet, internet
+from tests.support.fake_completions import FakeWithCompletions
 from tests.support.gateway import RunningGateway, running_gateway
 
 
@@ -33,6 +35,33 @@ def small_gateway(shared_small_gateway: RunningGateway) -> RunningGateway:
     """One with narrow limits."""
     shared_small_gateway.engine.requests.clear()
     return shared_small_gateway
+
+
+@pytest.fixture(scope="session")
+def shared_openai_gateway(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningGateway]:
+    sockets = tmp_path_factory.mktemp("sockets")
+    with running_gateway(folder, sockets, FakeWithCompletions()) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def openai_gateway(shared_openai_gateway: RunningGateway) -> RunningGateway:
+    """One whose engine has completions as well."""
+    engine = shared_openai_gateway.engine
+    engine.script.clear()
+    engine.requests.clear()
+    engine.n_dropped = 0
+    return shared_openai_gateway
+
+
+@pytest.fixture
+def client(openai_gateway: RunningGateway) -> Iterator[openai.OpenAI]:
+    """OpenAI's own, without retries."""
+    url = f"{openai_gateway.url}/v1"
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture

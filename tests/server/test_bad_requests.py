@@ -23,7 +23,27 @@ BAD_CHATS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "media options": ({**ASKED, "media_io_kwargs": {}}, "unknown field", None),
     "chat template": ({**ASKED, "chat_template": "{{1}}"}, "unknown field", "chat_template"),
     "salt": ({**ASKED, "cache_salt": "x"}, "unknown field", "cache_salt"),
-    "tools": ({**ASKED, "tools": []}, "unknown field", "tools"),
+    "tools": ({**ASKED, "tools": [{"type": "function"}]}, "calls no tools", "tools"),
+    "functions": ({**ASKED, "function_call": {"name": "f"}}, "calls no tools", "function_call"),
+    "store": ({**ASKED, "store": True}, "nothing is stored", "store"),
+    "tier": ({**ASKED, "service_tier": "flex"}, "there is one tier", "service_tier"),
+    "metadata": ({**ASKED, "metadata": {"a": 1}}, "valid string", "metadata.a"),
+    "much metadata": ({**ASKED, "metadata": {str(k): "" for k in range(17)}}, "16", "metadata"),
+    "audio": ({**ASKED, "modalities": ["text", "audio"]}, "answers are text", "modalities"),
+    "bias": ({**ASKED, "logit_bias": {"5": 100}}, "no bias", "logit_bias"),
+    "values": ({**ASKED, "prompt_logprobs": 21}, "allowed are 20", "prompt_logprobs"),
+    "values of a stream": (
+        {**ASKED, "prompt_logprobs": 0, "stream": True},
+        "leave out stream",
+        None,
+    ),
+    "nothing to go on from": (
+        {**ASKED, "continue_final_message": True},
+        "needs the assistant's message last",
+        None,
+    ),
+    "opposite wishes": ({**ASKED, "add_generation_prompt": False}, "opposite things", None),
+    "form": ({**ASKED, "response_format": {"type": "xml"}}, "type", "response_format"),
     "no messages": ({}, "messages: this field is missing", "messages"),
     "empty messages": ({"messages": []}, "messages: ", "messages"),
     "role": ({"messages": [{"role": "tool", "content": "x"}]}, "role", "messages.0"),
@@ -85,7 +105,7 @@ def test_unknown_field_of_a_verb(gateway: RunningGateway) -> None:
     response = gateway.http.post("/v1/point", json={"image_ur": PNG, "object": "x"})
 
     error = assert_refused(gateway, response, "did you mean image_url")
-    assert (error["code"], error["param"]) == ("unknown_field", "image_ur")
+    assert (error["code"], error["param"]) == ("unknown_parameter", "image_ur")
 
 
 @pytest.mark.parametrize("fields", [{}, {"image_url": PNG, "images": [PNG]}])

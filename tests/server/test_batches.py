@@ -124,7 +124,7 @@ def test_verbs(gateway: RunningGateway) -> None:
     refused = results(gateway, batch.error_file_id)
     assert [one.custom_id for one in refused] == ["no-object", "strange"]
     codes = [one.response and one.response.body["error"]["code"] for one in refused]
-    assert codes == ["invalid_request", "unknown_field"]
+    assert codes == ["invalid_request", "unknown_parameter"]
     assert [one.response and one.response.status_code for one in refused] == [400, 400]
 
 
@@ -148,7 +148,7 @@ BAD_LINES: dict[str, tuple[bytes, str, str]] = {
     "method": (jsonl([line("a", method="GET")]), "invalid_request", "method"),
     "no body": (b'{"custom_id":"a","method":"POST","url":"/v1/point"}', "invalid_request", "body"),
     "body": (jsonl([line("a", body="text")]), "invalid_request", "body"),
-    "field": (jsonl([line("a", more=1)]), "unknown_field", "more"),
+    "field": (jsonl([line("a", more=1)]), "unknown_parameter", "more"),
     "url": (jsonl([line("a", url=POINT)]), "mismatched_url", POINT),
     "stream": (jsonl([line("a", body={"stream": True})]), "invalid_request", "leave stream out"),
     "deep": (

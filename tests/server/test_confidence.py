@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,10 +13,15 @@ from hypothesis import strategies as st
 from molmo_core import api
 from molmo_core.points import Point, parse_grounding
 from molmo_server.answers.confidence import CALIBRATION, N_ALTERNATIVES, TokenTrail
+from molmo_server.answers.events import EngineEvents
+from molmo_server.answers.reading import AnswerReader
 from molmo_server.engine_pool.fake import logprobs_of
+from molmo_server.media.gate import CheckedImage, CheckedMedia
+from molmo_server.media.handing import MediaFile
 from tests.server.media import data_url, image_part, picture, text_part, video
 from tests.support.gateway import RunningGateway, assert_refused, events_of, running_gateway
 
+NO_FILE = MediaFile(data=b"", mime="image/png")
 PNG, MP4 = data_url(picture()), data_url(video(), "video/mp4")
 TEXT = '<points coords="1 1 250 500">x</points>'
 
@@ -176,6 +182,22 @@ def test_chat_tells_it_when_log_probabilities_are_asked_for(gateway: RunningGate
     assert added["item"]["confidence"] == whole["points"][0]["confidence"]
     plain = gateway.chat(content).json()["choices"][0]["message"]["grounding"]
     assert "confidence" not in plain["points"][0]
+
+
+def test_tokens_may_come_before_their_text() -> None:
+    media = CheckedMedia(images=(CheckedImage(file=NO_FILE, size_hw=(10, 10)),))
+    events = EngineEvents(lambda: AnswerReader(media))
+
+    def chunk(content: str, tokens: str) -> bytes:
+        choice = {"index": 0, "delta": {"content": content}, **logprobs_of(tokens)}
+        return b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"
+
+    list(events.feed(chunk("", TEXT[:25])))
+    [event] = events.feed(chunk(TEXT, TEXT[25:]))
+
+    [(_, item)] = event.observed
+    assert item.confidence == expected(TEXT)
+    assert events.n_tokens == 1
 
 
 def test_a_server_without_alternatives_says_so(folder: Any, tmp_path: Any) -> None:

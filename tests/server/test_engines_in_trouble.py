@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from molmo_core.errors import EngineFailed, EngineRefused
+from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
 from molmo_server.engine_pool import EngineAddress, EnginePool, EngineState, RemoteEngine
 from molmo_server.engine_pool.breaker import Trust
 from molmo_server.engine_pool.fake import FakeEngine, Trick, serve_fake
@@ -213,6 +213,9 @@ async def test_engines_come_and_go_while_others_answer(tmp_path: Path) -> None:
         assert await early == "bad"  # it ended what it had begun
         await soon(lambda: leaving.state is EngineState.STOPPED)
         assert await two.ask() == GOOD
+        with pytest.raises(EngineUnavailable, match="bad is stopped"):
+            await leaving.open(question("Hi"), request_id="r", whole=True).__aenter__()
+        assert await leaving.metrics() == ""
 
         two.pool.start_again(leaving, drain_s=0)
         await soon(leaving.ready.is_set)

@@ -11,7 +11,7 @@ import pytest
 
 from molmo_client import Client
 from molmo_core.errors import InvalidRequest
-from molmo_server.engine_pool.fake import FakeEngine
+from molmo_server.engine_pool.fake import FakeEngine, question_of
 from tests.server.media import data_url, image_part, picture, text_part, video, video_part
 from tests.support.gateway import RunningGateway, assert_refused, running_gateway
 
@@ -160,3 +160,30 @@ def test_the_command_sends_them(
     options = Options(server=gateway.url, json=True, max_frames=2, fps=1.0, start=1.0, end=3.0)
     caption(path, options=options)
     assert [frame["time"] for frame in json.loads(capsys.readouterr().out)["frames"]] == [1.0, 3.0]
+
+
+def test_points_that_are_given_are_those_of_the_file(gateway: RunningGateway) -> None:
+    gateway.engine.script["the ball"] = '<tracks coords="1.0 1 300 500">the ball</tracks>'
+    fields = video_fields(object="the ball", media_options={"fps": 2, "start": 1.5, "end": 3.5})
+    given = [{"t": 2.0, "x": 0.25, "y": 0.5}]
+    response = gateway.http.post("/v1/track", json=fields | {"points": given})
+    assert response.status_code == 200, response.text
+    question = question_of(gateway.engine.requests[-1])
+    assert "0.5 1 250 500" in question, "as the model is told, half a second into the part"
+    [track] = response.json()["tracks"]
+    assert [point["t"] for point in track["points"]] == [2.5]
+
+    early = gateway.http.post("/v1/track", json=fields | {"points": [{"t": 1.0, "x": 0, "y": 0}]})
+    assert (early.status_code, early.json()["error"]["param"]) == (400, "points")
+    late = gateway.http.post("/v1/track", json=fields | {"points": [{"t": 3.5, "x": 0, "y": 0}]})
+    assert "the last frame that is looked at is at 3.5 s" in late.json()["error"]["message"]
+
+
+def test_places_in_a_stream_are_those_of_the_file(gateway: RunningGateway) -> None:
+    gateway.engine.script["the dog"] = '<tracks coords="0.5 1 250 500;1.0 1 300 500">dog</tracks>'
+    fields = video_fields(object="the dog", stream=True, media_options={"start": 1.5})
+    with gateway.http.stream("POST", "/v1/track", json=fields) as response:
+        text = response.read().decode()
+    assert '"t":2.0' in text
+    assert '"t":2.5' in text
+    assert '"t":0.5' not in text

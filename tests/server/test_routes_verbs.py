@@ -35,7 +35,12 @@ def test_point_has_the_shape_of_moondream_and_more(gateway: RunningGateway) -> N
         "media": [{"index": 0, "type": "image", "width": 64, "height": 48}],
         "frames": [],
         "warnings": [],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 21, "total_tokens": 26},
+        "usage": {
+            **{"prompt_tokens": 5, "completion_tokens": 21, "total_tokens": 26},
+            "prompt_tokens_details": {
+                **{"cached_tokens": None, "image_tokens": 12, "video_tokens": None}
+            },
+        },
         "points": [
             {
                 "x": 0.25,

@@ -52,6 +52,7 @@ def test_the_settings_are_shown_without_secrets(
     monkeypatch.setenv("MOLMO_ADMIN_KEY", "secret-1")
     monkeypatch.setenv("MOLMO_KEYS", "postgresql://acme:secret-2@db/keys?sslmode=require")
     monkeypatch.setenv("MOLMO_LIMITS", "rediss://:secret-3@redis/0")
+    monkeypatch.setenv("MOLMO_MODELS", '{"more": "s3://me:secret-4@bucket/models"}')
     monkeypatch.setenv("MOLMO_CORS_ORIGINS", "https://a.example, https://b.example")
     assert main(["serve", "--port", "9000", "--print-config"]) == 0
     written = capsys.readouterr()
@@ -61,7 +62,10 @@ def test_the_settings_are_shown_without_secrets(
     assert shown["cors_origins"] == ["https://a.example", "https://b.example"]
     assert shown["keys"] == "postgresql://acme:***@db/keys?sslmode=require"
     assert shown["limits"] == "rediss://:***@redis/0"
-    assert "secret" not in written.out + written.err + repr(MolmoSettings())
+    assert shown["models"] == {"more": "s3://me:***@bucket/models"}
+    assert "secret" not in written.out + written.err
+    monkeypatch.delenv("MOLMO_MODELS")
+    assert "secret" not in repr(MolmoSettings())
 
 
 def test_a_misspelt_variable_is_named(

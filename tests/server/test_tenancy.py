@@ -63,7 +63,7 @@ def test_only_what_tells_of_the_service_is_open(start: Start, store: KeyStore) -
             gateway.http.get("/v1/models", headers={"authorization": f"Basic {key}"}),
             gateway.http.get("/admin/usage"),
         ):
-            assert (answer.status_code, error_of(answer)["code"]) == (401, "unauthorised")
+            assert (answer.status_code, error_of(answer)["code"]) == (401, "invalid_api_key")
             assert answer.headers["www-authenticate"] == "Bearer"
         assert gateway.engine.requests == []
         assert gateway.chat("Hi").status_code == 401

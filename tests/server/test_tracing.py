@@ -61,7 +61,7 @@ def test_a_request_that_breaks_is_seen_with_both_tries(folder: Path, tmp_path: P
     assert [str(parent)[36:52] for parent in parents] == ids
     assert len(set(ids)) == 2
     codes = [attributes_of(request).get("error.type") for request in requests]
-    assert codes == [None, "unknown_field"]
+    assert codes == [None, "unknown_parameter"]
     assert len({request.trace_id for request in requests}) == 2
 
 

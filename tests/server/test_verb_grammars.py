@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
 from molmo_core.points.grammar import points_grammar, tracks_grammar
+from molmo_server.engine_pool import EngineAddress, EnginePool, RemoteEngine
+from molmo_server.engine_pool.fake import FakeEngine
+from molmo_server.settings import MolmoSettings
 from tests.server.media import data_url, picture, video
-from tests.support.gateway import (
-    RunningGateway,
-    running_gateway,
-)
+from tests.server.several import fake_at_port
+from tests.support.gateway import FAST, RunningGateway, running_gateway, serve_in_thread, until
 
 PNG, MP4 = data_url(picture()), data_url(video(), "video/mp4")
 TRACKS = '<tracks coords="0.0 1 100 200 2 500 500;0.5 1 150 200">dog</tracks>'
@@ -58,7 +61,7 @@ def test_so_many_points_fit_into_the_grammar(gateway: RunningGateway) -> None:
 def test_only_answers_that_point_have_a_grammar(gateway: RunningGateway) -> None:
     response = gateway.http.post("/v1/caption", json={"images": [PNG], "constrained": True})
     assert response.status_code == 400
-    assert response.json()["error"]["code"] == "unknown_field"
+    assert response.json()["error"]["code"] == "unknown_parameter"
     gateway.http.post("/v1/caption", json={"images": [PNG]})
     assert "structured_outputs" not in gateway.engine.requests[-1]
 
@@ -76,15 +79,26 @@ def test_an_engine_that_refuses_grammars_is_asked_without(gateway: RunningGatewa
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "engine_refused")
 
 
-def test_of_an_engine_of_others_that_is_remembered(folder: Path, tmp_path: Path) -> None:
-    with running_gateway(folder, tmp_path, engine_url="http://engine.test") as gateway:
+def test_of_an_engine_of_others_that_is_remembered(folder: Path) -> None:
+    engine = FakeEngine()
+    settings = MolmoSettings(checkpoint=folder, drain_s=0.5)
+
+    def engines(url: str) -> EnginePool:
+        return EnginePool([RemoteEngine(name="other", address=EngineAddress(url=url), timing=FAST)])
+
+    with (
+        fake_at_port(engine) as at,
+        serve_in_thread(settings, lambda: engines(at)) as url,
+        httpx2.Client(base_url=url, timeout=60) as http,
+    ):
+        until(lambda: http.get("/ready").status_code == 200)
         for what in ("x [no grammars]", "y", "z"):
             asked = {"image_url": PNG, "object": what}
-            assert gateway.http.post("/v1/point", json=asked).status_code == 200
-        sent = ["structured_outputs" in body for body in gateway.engine.requests]
+            assert http.post("/v1/point", json=asked).status_code == 200
+        sent = ["structured_outputs" in body for body in engine.requests]
         assert sent == [True, False, False, False]
-        gateway.http.post("/v1/point", json={**asked, "constrained": True})
-        assert "structured_outputs" in gateway.engine.requests[-1]
+        http.post("/v1/point", json={**asked, "constrained": True})
+        assert "structured_outputs" in engine.requests[-1]
 
 
 def test_another_refusal_stays_one(gateway: RunningGateway) -> None:

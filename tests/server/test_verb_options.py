@@ -169,6 +169,22 @@ def test_a_regions_pixels_are_those_of_the_picture(gateway: RunningGateway) -> N
     assert sent_picture(gateway).tobytes() == whole.crop((6, 24, 20, 44)).tobytes()
 
 
+def test_a_region_of_a_large_picture(gateway: RunningGateway) -> None:
+    picture = Image.new("L", (4100, 4000))
+    picture.putpixel((2050, 0), 255)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    region = {"x0": 0.5, "y0": 0, "x1": 0.51, "y1": 0.01}
+
+    answer = post(
+        gateway, "point", image_url=data_url(buffer.getvalue()), object="x", region=region
+    )
+
+    assert sent_picture(gateway).size == (41, 40)
+    assert sent_picture(gateway).getpixel((0, 0)) == 255
+    assert answer["points"][0]["x"] == pytest.approx(0.5025)
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
@@ -285,6 +301,18 @@ def test_at_a_lower_rate_only_its_moments_are_gaps(gateway: RunningGateway) -> N
 
     assert [p["t"] for p in gap["points"]] == [0, 1]
     assert [p["t"] for p in track["points"]] == [0, 0.5, 1]
+
+
+def test_a_part_of_a_video_has_the_times_of_the_file(gateway: RunningGateway) -> None:
+    gateway.engine.script["dog"] = '<tracks coords="0.0 1 100 200;0.5 1 200 400">dog</tracks>'
+    part = {"video_url": MP4, "object": "dog", "media_options": {"start": 1}}
+
+    [track] = post(gateway, "track", **part, interpolate=4)["tracks"]
+    assert [p["t"] for p in track["points"]] == [1, 1.25, 1.5]
+    post(gateway, "track", **part, points=[{"t": 1, "x": 0.1, "y": 0.2}])
+    assert '<points coords="0.0 1 100 200">' in questions(gateway)[-1]
+    grammar = gateway.engine.requests[-1]["structured_outputs"]["grammar"]
+    assert grammar == tracks_grammar([0.5, 1], max_objects=1)
 
 
 def test_documented_forms_have_the_fields(gateway: RunningGateway) -> None:

@@ -26,10 +26,12 @@ from tests.support.gateway import RunningGateway, running_gateway
 _NOT_CHECKED = ("positive_data_acceptance", "ensure_resource_availability")
 """A document cannot say all that is refused: too many tokens, a medium that is damaged."""
 _PNG, _MP4 = picture(), video(n_frames=5)
+_JSONL = b'{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": {}}'
 _MEDIA: dict[str, Any] = {
     "picture-url": data_url(_PNG),
     "video-url": data_url(_MP4, "video/mp4"),
     "picture-file": _PNG,
+    "some-file": [_PNG, _JSONL],
     "video-file": _MP4,
 }
 _FORMATS = {
@@ -37,7 +39,7 @@ _FORMATS = {
     "images": "picture-url",
     "video_url": "video-url",
     "image": "picture-file",
-    "file": "picture-file",
+    "file": "some-file",
     "video": "video-file",
 }
 """Which of them a field is filled with."""
@@ -110,8 +112,9 @@ def contract(folder: Path, scratch: Path, **settings: Any) -> Iterator[Contract]
 def _with_real_media(document: dict[str, Any]) -> dict[str, Any]:
     """The document with formats at strings that stand for media: most get a real one then."""
     for name, medium in _MEDIA.items():
-        wild = st.binary() if isinstance(medium, bytes) else st.text()
-        real = st.just(medium)
+        media = medium if isinstance(medium, list) else [medium]
+        wild = st.text() if isinstance(media[0], str) else st.binary()
+        real = st.sampled_from(media)
         schemathesis.openapi.format(name, st.one_of(real, real, real, wild))
     for name, schema in document["components"]["schemas"].items():
         if name in _URLS:

@@ -74,6 +74,7 @@ def write_folder(folder: Path) -> Path:
     (folder / "preprocessor_config.json").write_text(json.dumps(image))
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
     (folder / "processor_config.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": TURN_END}))
     return folder
 
 

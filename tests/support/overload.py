@@ -77,6 +77,7 @@ class Overload:
             f" for {self.duration_s:g} s: {statuses}; goodput {self.goodput:.3f} of capacity, "
             f"served {dict(self.served)}, fairness {self.fairness:.4f}; refused after "
             f"median {refused[len(refused) // 2] * 1e3:.1f} ms, "
+            f"95 % {refused[len(refused) * 95 // 100] * 1e3:.1f} ms, "
             f"99 % {refused[len(refused) * 99 // 100] * 1e3:.1f} ms, "
             f"worst {refused[-1] * 1e3:.1f} ms"
         )

@@ -175,6 +175,6 @@ class EngineEvents:
         self, index: int, text: str, tokens: list[dict[str, Any]] | None, found: EngineEvent
     ) -> None:
         reader = self.reader(index)
-        if text:
-            found.observed = [(index, item) for item in reader.feed(text, tokens)]
-            self._n_pieces += 1
+        if text or tokens:  # tokens may come before their text
+            found.observed += [(index, item) for item in reader.feed(text, tokens)]
+        self._n_pieces += bool(text)

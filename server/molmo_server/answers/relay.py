@@ -3,22 +3,26 @@ and the whole grounding before its end.
 
 Knows: what a caller of the chat stream gets. Does not know: where bytes come from or go.
 
-Events are looked at (`events`: the text is needed for the grounding) and never written anew. Only
-`[DONE]` is held back, and an event that tells of the engine's failure becomes an error of our own.
-The engine is made to tell what was used, and that event is left out for callers who did not ask.
+Events are looked at (`events`: the text is needed for the grounding) and not written anew, but for
+the one that tells the usage of a prompt with media. Only `[DONE]` is held back, and an event that
+tells of the engine's failure becomes an error of our own. The engine is made to tell what was used,
+and that event is left out for callers who did not ask.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 
 from molmo_core import api
-from molmo_server.answers.events import END, LAST, EngineEvents, event
+from molmo_core.errors import MolmoError
+from molmo_server.answers.events import END, LAST, PREFIX, EngineEvents, error_events, event
 from molmo_server.answers.reading import AnswerReader
+from molmo_server.answers.usage import tell_visual_tokens
 
 
 class StreamRelay:
@@ -32,6 +36,7 @@ class StreamRelay:
         model: str,
         fingerprint: str,
         hides_usage: bool = False,
+        visual_usage: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._events = EngineEvents(new_reader)
         self._head = {
@@ -42,6 +47,7 @@ class StreamRelay:
             "system_fingerprint": fingerprint,
         }
         self._hides_usage = hides_usage
+        self._visual_usage = visual_usage
 
     @property
     def has_ended(self) -> bool:
@@ -60,8 +66,10 @@ class StreamRelay:
         # Only whole events are passed on: an error event may have to follow.
         passed: list[bytes] = []
         for one in self._events.feed(chunk):
-            if not (self._hides_usage and one.is_usage):
+            if not one.is_usage:
                 passed += (one.raw, END)
+            elif not self._hides_usage:
+                passed += (self._with_visual_usage(one.raw), END)
             if one.observed:
                 passed += map(self._added, one.observed)
         if self._events.end == "done":
@@ -71,6 +79,17 @@ class StreamRelay:
     def check_end(self) -> None:
         """Raises EngineFailed when the engine reported a failure, or ended without `[DONE]`."""
         self._events.check_end()
+
+    def failure(self, error: MolmoError) -> bytes:
+        """How a stream that has begun ends when it cannot go on."""
+        return error_events(error)
+
+    def _with_visual_usage(self, raw: bytes) -> bytes:
+        if not self._visual_usage:
+            return raw
+        content = orjson.loads(raw[len(PREFIX) :])
+        tell_visual_tokens(content["usage"], self._visual_usage)
+        return PREFIX + orjson.dumps(content)
 
     def _added(self, observed: tuple[int, api.Observation]) -> bytes:
         index, item = observed

@@ -33,6 +33,7 @@ from molmo_core.tokens import (
     IM_PATCH,
     IM_START,
     LOW_RES_IM_START,
+    find_control_token,
 )
 from molmo_core.videos import VideoGeometry
 
@@ -71,6 +72,20 @@ class Checkpoint:
     def longest_token_chars(self) -> int:
         """No token stands for more characters: bounds the tokens of a text from below."""
         return max(map(len, self.tokenizer.get_vocab()), default=1)
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """What stands in front of every prompt; None where the folder does not say."""
+        fields = _read_json(self.folder / "tokenizer_config.json", is_optional=True)
+        token = fields.get("bos_token") or fields.get("eos_token")
+        spelling = token.get("content") if isinstance(token, dict) else token
+        return self.tokenizer.token_to_id(spelling) if isinstance(spelling, str) else None
+
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """Tokens that no caller may send: what the model sees media and turns by."""
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        return frozenset(k for k, token in added if find_control_token(token.content))
 
 
 def read_checkpoint(folder: Path, *, max_model_len: int | None = None) -> Checkpoint:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 LOST = (aiohttp.ClientError, OSError, EOFError)
 """What aiohttp raises when the other side is gone."""
 CHAT_PATH = "/v1/chat/completions"
+COMPLETIONS_PATH = "/v1/completions"
 WEIGHTS_PATH = "/molmo/weights"
 """Of our own control plugin inside the engine (`engine.control`)."""
 _MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError
-from molmo_server.engine_pool.exchange import EngineReply
+from molmo_server.engine_pool.exchange import CHAT_PATH, EngineReply
 from molmo_server.engine_pool.remote import EngineState, RemoteEngine
 from molmo_server.engine_pool.routing import choose
 from molmo_server.engine_pool.trial import Trial
@@ -39,6 +39,7 @@ BodyFor = Callable[[RemoteEngine], Awaitable[bytes]]
 @dataclass(frozen=True, kw_only=True)
 class _Request:
     body_for: BodyFor
+    path: str
     request_id: str
     whole: bool
     latest: float
@@ -159,6 +160,7 @@ class EnginePool:
         self,
         body_for: BodyFor,
         *,
+        path: str = CHAT_PATH,
         request_id: str,
         deadline: float,
         whole: bool,
@@ -175,6 +177,7 @@ class EnginePool:
         self.check_hope()
         request = _Request(
             body_for=body_for,
+            path=path,
             request_id=request_id,
             whole=whole,
             latest=deadline - _MARGIN_S,
@@ -241,7 +244,9 @@ class EnginePool:
     ) -> EngineReply:
         clock = asyncio.get_running_loop().time
         began = clock()
-        asked = engine.open(body, request_id=request.request_id, whole=request.whole)
+        asked = engine.open(
+            body, path=request.path, request_id=request.request_id, whole=request.whole
+        )
         try:
             reply = await stack.enter_async_context(asked)
         except asyncio.CancelledError:

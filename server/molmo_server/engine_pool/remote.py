@@ -1,6 +1,6 @@
 """One engine reached over HTTP: whether it answers, and how it is asked.
 
-Knows: vLLM's `/health`, its chat endpoint and token counters, patience. Does not know: processes
+Knows: vLLM's `/health`, its endpoints and token counters, patience. Does not know: processes
 (`supervisor`), other engines (`pool`, `routing`), what the bodies say.
 
 An engine is ready when `/health` answers 200 and the warm-up requests were answered. A request
@@ -167,8 +167,9 @@ class RemoteEngine:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._let_go()
-        if self._session is not None:
-            await self._session.close()
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
         self.set_state(EngineState.STOPPED, reason)
 
     def suspect(self, *, must_probe: bool = False) -> None:
@@ -220,14 +221,17 @@ class RemoteEngine:
 
     @asynccontextmanager
     async def open(
-        self, body: bytes, *, request_id: str, whole: bool
+        self, body: bytes, *, path: str = CHAT_PATH, request_id: str, whole: bool
     ) -> AsyncIterator[EngineReply]:
         """Ask; the first bytes (with `whole` all of them) have arrived when the block begins.
 
         Raises EngineUnavailable when the connection breaks, EngineFailed for a 5xx, EngineRefused
         for a 4xx.
         """
-        assert self._session is not None, "start the engine first"
+        if self._session is None:
+            raise EngineUnavailable(
+                f"engine {self.name} is stopped; send the request again", retry_after_s=1
+            )
         headers = {"content-type": "application/json", "x-request-id": request_id}
         headers |= trace_headers()
         response: aiohttp.ClientResponse | None = None
@@ -236,7 +240,7 @@ class RemoteEngine:
         self.n_in_flight += 1
         try:
             try:
-                response = await self._session.post(CHAT_PATH, data=body, headers=headers)
+                response = await self._session.post(path, data=body, headers=headers)
                 is_whole = whole or response.status != 200
                 content = response.content
                 first = await (content.read() if is_whole else content.readany())

@@ -19,8 +19,9 @@ from molmo_core import api
 from molmo_core.errors import InvalidMedia, TooManyMedia
 from molmo_core.points import Point
 from molmo_core.videos import VideoGeometry, VideoInfo, sample_part
+from molmo_server.media.crop import touched
 from molmo_server.media.handing import MediaFile
-from molmo_server.media.look import Kind, Look, Looks, check_length
+from molmo_server.media.look import Kind, Look, Looks, check_length, digest, part_of_image
 from molmo_server.media.probe import container_type
 from molmo_server.media.remote import RemoteMedia
 from molmo_server.media.spool import Spool, Stored
@@ -191,6 +192,22 @@ class MediaGate:
             assert look.video is not None
             return CheckedMedia(video=CheckedVideo(file=file, info=look.video, sha256=look.sha256))
         return CheckedMedia(images=tuple(checked))
+
+    async def part(self, image: CheckedImage, region: api.Region) -> CheckedImage:
+        """A region of a checked picture as a picture of its own.
+
+        Raises InvalidRequest for a region too small or too narrow to be looked at.
+        """
+        box = touched(region, image.size_hw, max_aspect=self._settings.max_aspect)
+        left, top, right, bottom = box
+        async with self._turns:
+            data = await part_of_image(image.file.data, box, image.size_hw, self._settings)
+        return CheckedImage(
+            file=MediaFile(data=data, mime="image/png"),
+            size_hw=(bottom - top, right - left),
+            sha256=await asyncio.to_thread(digest, data),
+            cut=Cut(left_px=left, top_px=top, whole_hw=image.size_hw),
+        )
 
     async def keep(self, data: bytes, *, owner: str = "") -> api.UploadedMedia:
         """Check a file and store it under its content's id; raises InvalidMedia."""

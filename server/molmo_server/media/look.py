@@ -10,6 +10,7 @@ Source: threat table of the security specification.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import math
@@ -21,7 +22,8 @@ from typing import Any, Literal
 
 from molmo_core.errors import InvalidMedia
 from molmo_core.videos import VideoInfo
-from molmo_server.media.pictures import Canvas, check_picture, measure_picture
+from molmo_server.media.crop import Box
+from molmo_server.media.pictures import Canvas, check_picture, cut_out, measure_picture
 from molmo_server.media.probe import ChildLimits, VideoLimits, container_type
 from molmo_server.settings import MolmoSettings
 
@@ -123,6 +125,17 @@ async def _measure_apart(
     return (height, width), answer["mime"]
 
 
+async def part_of_image(
+    data: bytes, box: Box, size_hw: tuple[int, int], settings: MolmoSettings
+) -> bytes:
+    """PNG of a part of a picture that had its look; raises InvalidMedia."""
+    canvas, what = _canvas(settings), "the image"
+    if math.prod(size_hw) < _APART_FROM_PX:
+        return await asyncio.to_thread(cut_out, data, what, canvas, box)
+    answer = await _ask_child(data, "part", asdict(canvas) | {"box": box}, what, settings)
+    return base64.b64decode(answer["png"])
+
+
 def _canvas(settings: MolmoSettings) -> Canvas:
     return Canvas(
         max_pixels=settings.max_image_pixels,
@@ -143,7 +156,7 @@ async def probe_in_child(data: bytes, settings: MolmoSettings) -> VideoInfo:
 
 
 async def _ask_child(
-    data: bytes, kind: str, limits: dict[str, float], what: str, settings: MolmoSettings
+    data: bytes, kind: str, limits: dict[str, Any], what: str, settings: MolmoSettings
 ) -> dict[str, Any]:
     """What the child found; raises InvalidMedia."""
     costs = ChildLimits(

@@ -1,4 +1,4 @@
-"""Whether a picture can be decoded, what it is and measures.
+"""Whether a picture can be decoded, what it is and measures; a part of it.
 
 Knows: formats, the canvas that is allowed, what Pillow raises. Does not know: where bytes come
 from, the service; it is used in the service and in its child process (`probe`).
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from molmo_core.errors import InvalidMedia
 
@@ -19,6 +19,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _MIME = {"PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = frozenset([5, 6, 7, 8])
+_KEPT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+"""What PNG holds and the engine reads as it would the whole picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,19 @@ def measure_picture(data: bytes, what: str, canvas: Canvas) -> tuple[tuple[int, 
         if picture.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED:
             height_width = (picture.width, picture.height)
         return height_width, _MIME.get(picture.format or "", "image/jpeg")
+
+
+def cut_out(data: bytes, what: str, canvas: Canvas, box: tuple[int, int, int, int]) -> bytes:
+    """The part inside `box` (left, top, right, bottom in pixels as displayed) as PNG.
+
+    Raises InvalidMedia.
+    """
+    with _opened(data, what, canvas) as picture:
+        part = ImageOps.exif_transpose(picture).crop(box)
+    kept = part if part.mode in _KEPT_MODES else part.convert("RGB")
+    buffer = io.BytesIO()
+    kept.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """Looks at one file in a process of its own: `python -m molmo_server.media.probe KIND WHAT …`.
 
 Reads the file from standard input and writes JSON: of a video the fields of `VideoInfo`, of a
-picture its size and type, or `{"error": …}`. Before anything is parsed it limits its own memory and
-processor time, so that a hostile file costs no more than that. Of a video it decodes the first
-frame: a file whose packets are there but cannot be decoded is found here and not in the engine.
+picture its size and type, of a part of a picture the PNG, or `{"error": …}`. Before anything is
+parsed it limits its own memory and processor time, so that a hostile file costs no more than that.
+Of a video it decodes the first frame: a file whose packets are there but cannot be decoded is found
+here and not in the engine.
 
 Knows: containers, codecs, canvas and duration that are allowed. Does not know: the service.
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -52,7 +54,7 @@ def container_type(data: bytes) -> str | None:
 
 
 def main(arguments: list[str]) -> None:
-    """`KIND WHAT COSTS LIMITS`: picture or video, its name in messages, JSON of the limits."""
+    """`KIND WHAT COSTS LIMITS`: picture, part or video, its name in messages, JSON of limits."""
     kind, what, costs_json, limits_json = arguments
     costs, limits = ChildLimits(**json.loads(costs_json)), json.loads(limits_json)
     resource.setrlimit(resource.RLIMIT_AS, (costs.memory_bytes, costs.memory_bytes))
@@ -63,6 +65,8 @@ def main(arguments: list[str]) -> None:
     try:
         if kind == "picture":
             answer = look_at_picture(data, what, limits)
+        elif kind == "part":
+            answer = part_of_picture(data, what, limits)
         else:
             answer = look_at(data, VideoLimits(**limits))
     except InvalidMedia as error:
@@ -78,6 +82,15 @@ def look_at_picture(data: bytes, what: str, canvas: dict[str, Any]) -> dict[str,
 
     size_hw, mime = measure_picture(data, what, Canvas(**canvas))
     return {"size_hw": size_hw, "mime": mime}
+
+
+def part_of_picture(data: bytes, what: str, limits: dict[str, Any]) -> dict[str, Any]:
+    """`limits`: those of the canvas, and the `box`. Raises InvalidMedia."""
+    from molmo_server.media.pictures import Canvas, cut_out  # under the limits
+
+    left, top, right, bottom = limits.pop("box")
+    part = cut_out(data, what, Canvas(**limits), (left, top, right, bottom))
+    return {"png": base64.b64encode(part).decode()}
 
 
 def look_at(data: bytes, limits: VideoLimits) -> dict[str, Any]:

@@ -1,88 +1,51 @@
 """OpenAI's chat request, as far as Molmo2 serves it, with names checked strictly.
 
-Knows: fields, parts, roles, and what is passed on to the engine as it is. Does not know: media
-checks, token counts. Texts of one message are joined without anything between them.
+Knows: fields, and what is passed on to the engine as it is. Does not know: messages (`messages`),
+media checks, token counts.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from molmo_core.api_requests import MediaOptions, Seed, StrictRequest
 from molmo_core.errors import InvalidRequest
-from molmo_core.prompts import Turn, with_style
+from molmo_core.prompts import Turn
 from molmo_server.answers.grammar import AnswerForm, AnswerShape
-
-_PASSED_ON = (
-    *("temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "logprobs", "top_logprobs"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty", "ignore_eos", "min_tokens"),
+from molmo_server.openai_api.fields import (
+    NO_TOOLS,
+    SAMPLING,
+    Count,
+    MinP,
+    MinTokens,
+    NLogprobs,
+    NoTools,
+    Penalty,
+    RepetitionPenalty,
+    StreamOptions,
+    TakenFields,
+    Temperature,
+    TopK,
+    TopP,
+    check_min_p,
+    check_most,
+    n_stops,
+    not_served,
+    stream_options,
 )
+from molmo_server.openai_api.messages import (
+    AssistantMessage,
+    Message,
+    check_order,
+    media_urls_of,
+    system_text,
+    turns_of,
+)
+from molmo_server.openai_api.response_format import ChatFormat, held_to, held_to_json
 
-
-class TextPart(StrictRequest):
-    type: Literal["text"]
-    text: str
-    style: Annotated[str, Field(max_length=60, pattern=r"^\w+$")] | None = None
-    """A style of Molmo2's training; written before the text as it was there."""
-
-
-class ImageUrl(StrictRequest):
-    url: str
-    detail: Literal["auto", "low", "high"] | None = None
-    """Taken for OpenAI's sake; the tiling is the model's."""
-
-
-class ImagePart(StrictRequest):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class VideoUrl(StrictRequest):
-    url: str
-
-
-class VideoPart(StrictRequest):
-    type: Literal["video_url"]
-    video_url: VideoUrl
-
-
-def _as_parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-Part = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
-_Text = str | list[TextPart]
-_TextOrMedia = str | list[Part]
-TextContent = Annotated[list[TextPart], BeforeValidator(_as_parts, json_schema_input_type=_Text)]
-Content = Annotated[list[Part], BeforeValidator(_as_parts, json_schema_input_type=_TextOrMedia)]
-
-
-class SystemMessage(StrictRequest):
-    role: Literal["system", "developer"]
-    content: TextContent
-
-
-class UserMessage(StrictRequest):
-    role: Literal["user"]
-    content: Content
-
-
-class AssistantMessage(StrictRequest):
-    """An answer given back; fields of an answer that are not text are left aside."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    role: Literal["assistant"]
-    content: TextContent
-    grounding: Any = None
-    refusal: Any = None
-    annotations: Any = None
-    audio: Any = None
-    function_call: None = None
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
-    reasoning: Any = None
+_PASSED_ON = {*SAMPLING, "logprobs", "top_logprobs", "prompt_logprobs", "return_token_ids"}
 
 
 class GroundingOptions(StrictRequest):
@@ -93,54 +56,61 @@ class GroundingOptions(StrictRequest):
     max_points: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
 
-class StreamOptions(StrictRequest):
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
-
-
-Number = Annotated[float, Field(allow_inf_nan=False)]
-_MOST = 1_000_000
-"""Larger counts make no difference to an answer and do not fit into the engine's integers."""
-
-
-class ChatRequest(StrictRequest):
-    messages: Annotated[
-        list[
-            Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
-        ],
-        Field(min_length=1),
-    ]
+class ChatRequest(TakenFields, NoTools):
+    messages: Annotated[list[Message], Field(min_length=1)]
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=_MOST)] | None = None
-    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, le=_MOST)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    min_tokens: MinTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    n: Count | None = None
     stop: str | list[str] | None = None
     seed: Seed | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0)] | None = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[Number, Field(ge=0.01, le=10)] | None = None
-    """Logits are divided by it: by less, they are infinite and the engine has no answer."""
+    top_logprobs: NLogprobs | None = None
+    prompt_logprobs: NLogprobs | None = None
+    """So many most probable tokens at each place of the prompt, and the one that stands there."""
+    return_token_ids: bool | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     ignore_eos: bool | None = None
     grounding: GroundingOptions | None = None
     media_options: MediaOptions | None = None
-    user: str | None = None
-    """Taken for OpenAI's sake, not used."""
+    response_format: ChatFormat | None = None
+    continue_final_message: bool = False
+    """The last message is the beginning of the answer, or all of it where its loss is wanted."""
+    add_generation_prompt: bool | None = None
+    modalities: Annotated[Any, not_served("answers are text; send ['text']", ["text"])] = None
+    functions: Annotated[Any, not_served(NO_TOOLS, [])] = None
+    function_call: Annotated[Any, not_served(NO_TOOLS, "none", "auto")] = None
+    logit_bias: Annotated[Any, not_served("tokens have no bias; leave it out", {})] = None
+    prediction: Annotated[Any, not_served("no answer is foretold here; leave it out")] = None
+    reasoning_effort: Annotated[Any, not_served("it does not reason; leave it out", "none")] = None
+    verbosity: Annotated[Any, not_served("ask for it in the text; leave it out")] = None
+    web_search_options: Annotated[Any, not_served("nothing is searched here; leave it out")] = None
+    audio: Annotated[Any, not_served("Molmo2 does not speak; leave it out")] = None
 
     @model_validator(mode="after")
-    def _system_comes_first(self) -> ChatRequest:
-        roles = ["system" if isinstance(m, SystemMessage) else m.role for m in self.messages]
-        n_system = roles.count("system")
-        if "system" in roles[n_system:]:
-            raise ValueError("a system message stands after another one; put it first")
+    def _fits_together(self) -> ChatRequest:
+        check_order(self.messages)
+        is_answer = isinstance(self.messages[-1], AssistantMessage)
+        if self.continue_final_message and not is_answer:
+            raise ValueError("continue_final_message needs the assistant's message last; add it")
+        if self.add_generation_prompt is self.continue_final_message:
+            raise ValueError(
+                "add_generation_prompt and continue_final_message say opposite things of the same; "
+                "send one of them"
+            )
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs come with whole answers; leave out stream")
+        if self.grounding is not None and held_to_json(self.response_format):
+            raise ValueError("grounding.constrained and response_format are two grammars; send one")
         return self
 
     def shape(self) -> AnswerShape | None:
@@ -163,40 +133,33 @@ class ChatRequest(StrictRequest):
         return self.max_completion_tokens or self.max_tokens
 
     def system(self) -> str:
-        texts = [_text(m.content) for m in self.messages if isinstance(m, SystemMessage)]
-        return "\n".join(texts)
+        return system_text(self.messages)
 
     def turns(self) -> list[Turn]:
-        return [
-            Turn(role=m.role, text=_text(m.content))
-            for m in self.messages
-            if not isinstance(m, SystemMessage)
-        ]
+        return turns_of(self.messages)
 
     def media_urls(self) -> tuple[list[str], list[str]]:
         """(images, videos) of all messages, in order."""
-        parts = [p for m in self.messages if isinstance(m, UserMessage) for p in m.content]
-        return (
-            [p.image_url.url for p in parts if isinstance(p, ImagePart)],
-            [p.video_url.url for p in parts if isinstance(p, VideoPart)],
-        )
+        return media_urls_of(self.messages)
 
     @property
     def hides_usage(self) -> bool:
         """OpenAI's streams tell it only when asked."""
         return not (self.stream_options and self.stream_options.include_usage)
 
-    def engine_options(self) -> dict[str, Any]:
+    def engine_options(self, *, max_schema_bytes: int) -> dict[str, Any]:
         """Sampling fields that were set; sizes and messages are the gateway's.
 
-        The engine is to tell a stream's usage also where the caller does not ask.
+        The engine is to tell a stream's usage also where the caller does not ask. Raises
+        InvalidRequest for a schema that is not served.
         """
-        options = self.model_dump(include={*_PASSED_ON, "stream_options"}, exclude_none=True)
-        if not self.stream:
-            options.pop("stream_options", None)
-        elif self.hides_usage:
-            options["stream_options"] = {"include_usage": True}
-        return options | ({"stream": True} if self.stream else {})
+        options = self.model_dump(include=_PASSED_ON, exclude_none=True)
+        if self.continue_final_message:
+            options["add_generation_prompt"] = False
+        options |= held_to(
+            self.response_format, max_bytes=max_schema_bytes, param="response_format"
+        )
+        return options | stream_options(self)
 
 
 def check_limits(
@@ -208,24 +171,8 @@ def check_limits(
     takes_min_p: bool,
 ) -> None:
     """Raises InvalidRequest for values above what this service allows."""
-    n_stops = len(request.stop) if isinstance(request.stop, list) else 0
-    for name, got, allowed in (
-        ("n", request.n or 1, max_choices),
-        ("top_logprobs", request.top_logprobs or 0, max_logprobs),
-        ("stop", n_stops, max_stops),
-    ):
-        if got > allowed:
-            unit = " texts" if name == "stop" else ""
-            raise InvalidRequest(
-                f"got {got}{unit} in {name}, allowed are {allowed}; ask for fewer", param=name
-            )
-    if request.min_p and not takes_min_p:
-        raise InvalidRequest(
-            f"min_p is {request.min_p}, and the engine drafts answers ahead, which it cannot under "
-            "min_p: leave it out or use top_p, or start the server with MOLMO_DRAFTS=off",
-            param="min_p",
-        )
-
-
-def _text(parts: list[Any]) -> str:
-    return "".join(with_style(p.text, p.style) for p in parts if isinstance(p, TextPart))
+    check_most(request.n, max_choices, "n")
+    check_most(request.top_logprobs, max_logprobs, "top_logprobs")
+    check_most(request.prompt_logprobs, max_logprobs, "prompt_logprobs")
+    check_most(n_stops(request.stop), max_stops, "stop", " texts")
+    check_min_p(request.min_p, takes_min_p)

@@ -23,7 +23,7 @@ from molmo_server.engine_pool import RemoteEngine
 from molmo_server.media.gate import CheckedMedia
 from molmo_server.media.handing import HandedFiles
 from molmo_server.media.options import engine_fields
-from molmo_server.prompt import Prompt, answer_budget, measure
+from molmo_server.prompt import Prompt, answer_budget, check_values, measure
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Journey
 from molmo_server.tenancy.callers import Caller
@@ -54,6 +54,8 @@ class Question:
     """Whether it is decoded under the shape's grammar; None: as the settings say, if the engine
     can."""
     media_options: api.MediaOptions | None = None
+    is_continued: bool = False
+    """The last turn is the assistant's: the answer goes on from it."""
     caller: Caller = field(default_factory=Caller)
 
 
@@ -95,6 +97,8 @@ class Asked:
                 param="media_options",
             )
         self.prompt = await measure(self.turns, self.media, checkpoint, looked_at)
+        if "prompt_logprobs" in self.question.options:
+            check_values(self.prompt.n_tokens, limit=settings.max_prompt_values)
         budget = answer_budget(
             self.prompt,
             asked=self.question.max_tokens,

@@ -7,24 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 from starlette.types import Scope, Send
 
-from molmo_core.errors import MolmoError
 from molmo_server.admission import WhileConnected
-from molmo_server.answers.events import error_events
 from molmo_server.answers.reading import AnswerReader, read_answer
 from molmo_server.answers.relay import StreamRelay
 from molmo_server.engine.launch import is_drafting
-from molmo_server.engine_pool import EngineReply
-from molmo_server.errors import note_error
 from molmo_server.gateway import Gateway
 from molmo_server.openai_api.chat_request import ChatRequest, check_limits
 from molmo_server.questions.chat import Asked, Question
 from molmo_server.routes.body import read_body
 from molmo_server.routes.document import CHAT_ANSWER
-from molmo_server.routes.streaming import STREAM_HEADERS
+from molmo_server.routes.sending import send_json, send_stream
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
 
@@ -68,8 +63,9 @@ def chat_router(gateway: Gateway) -> APIRouter:
             max_tokens=call.asked_tokens,
             shape=call.shape(),
             constrained=True,
-            options=call.engine_options(),
             media_options=call.media_options,
+            options=call.engine_options(max_schema_bytes=settings.max_schema_bytes),
+            is_continued=call.continue_final_message,
             caller=caller,
         )
 
@@ -95,31 +91,19 @@ async def _complete(gateway: Gateway, question: Question, scope: Scope, send: Se
         grounding = read_answer(message["content"] or "", prompt.media, tokens)
         gateway.note(grounding)
         message["grounding"] = grounding.model_dump(mode="json")
-    await Response(orjson.dumps(answer), media_type="application/json")(scope, _nothing, send)
+    await send_json(answer, scope, send)
 
 
 async def _stream(
     gateway: Gateway, question: Question, scope: Scope, send: Send, *, hides_usage: bool
 ) -> None:
-    """Errors before the first byte are raised, later ones end the stream with an error event."""
     request_id = scope["state"]["request_id"]
-    has_begun = False
-    try:
-        async with gateway.open(question, request_id=request_id, whole=False) as (asked, reply):
-            tell_checkpoint(scope, asked.answering)
-            await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
-            has_begun = True
-            relay = _relay(gateway, asked, request_id, hides_usage=hides_usage)
-            try:
-                await _pass_on(reply, relay, send)
-            finally:
-                asked.note_tokens(prompt=relay.n_prompt_tokens, completion=relay.n_tokens)
-    except MolmoError as error:
-        if not has_begun:
-            raise
-        note_error(scope, error)
-        await send({"type": "http.response.body", "body": error_events(error), "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+
+    def relay_for(asked: Asked) -> StreamRelay:
+        return _relay(gateway, asked, request_id, hides_usage=hides_usage)
+
+    opened = gateway.open(question, request_id=request_id, whole=False)
+    await send_stream(opened, relay_for, scope, send)
 
 
 def _relay(gateway: Gateway, asked: Asked, request_id: str, *, hides_usage: bool) -> StreamRelay:
@@ -132,18 +116,5 @@ def _relay(gateway: Gateway, asked: Asked, request_id: str, *, hides_usage: bool
         model=asked.settings.served_name,
         fingerprint=asked.answering,
         hides_usage=hides_usage,
+        visual_usage=asked.prompt.visual_usage(),
     )
-
-
-async def _pass_on(reply: EngineReply, relay: StreamRelay, send: Send) -> None:
-    async for chunk in reply.chunks():
-        if passed := relay.feed(chunk):
-            await send({"type": "http.response.body", "body": passed, "more_body": True})
-        if relay.has_ended:
-            await reply.end()
-            break
-    relay.check_end()
-
-
-async def _nothing() -> Any:
-    raise RuntimeError("a finished answer reads nothing")

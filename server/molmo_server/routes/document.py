@@ -19,6 +19,8 @@ from molmo_core import api
 from molmo_core.api_batches import BatchRequest
 from molmo_server.answers.verbs import VERBS
 from molmo_server.openai_api.chat_request import ChatRequest
+from molmo_server.openai_api.completions_request import CompletionsRequest
+from molmo_server.openai_api.responses_request import ResponsesRequest
 
 SCHEMA_REFERENCE = "#/components/schemas/{model}"
 _NEVER_ANSWERED = "422"
@@ -58,21 +60,55 @@ class ChatCompletion(_EngineAnswer):
     usage: api.Usage
 
 
-CHAT_ANSWER: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "OpenAI's chat completion; with `stream` its chunks as events",
-        "content": {
-            "application/json": {
-                "schema": {"$ref": SCHEMA_REFERENCE.format(model=ChatCompletion.__name__)}
+class TextCompletion(_EngineAnswer):
+    """OpenAI's; `system_fingerprint` names the checkpoint."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[dict[str, Any]]
+    usage: api.Usage
+
+
+class ResponseAnswer(_EngineAnswer):
+    """OpenAI's response, with the grounding of its text."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    model: str
+    status: Literal["completed", "incomplete"]
+    output: list[dict[str, Any]]
+    grounding: api.Grounding
+
+
+def _answer(what: str, model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    return {
+        200: {
+            "description": f"{what}; with `stream` as events",
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": SCHEMA_REFERENCE.format(model=model.__name__)}
+                },
+                "text/event-stream": _TEXT,
             },
-            "text/event-stream": _TEXT,
-        },
+        }
     }
-}
+
+
+CHAT_ANSWER = _answer("OpenAI's chat completion", ChatCompletion)
+COMPLETIONS_ANSWER = _answer("OpenAI's completion", TextCompletion)
+RESPONSES_ANSWER = _answer("OpenAI's response", ResponseAnswer)
 PLAIN_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": _TEXT}}}
 _READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     ChatCompletion,
+    CompletionsRequest,
+    TextCompletion,
+    ResponsesRequest,
+    ResponseAnswer,
     BatchRequest,
     api.ErrorEnvelope,
     *(spec.request for spec in VERBS.values()),

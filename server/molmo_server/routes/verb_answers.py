@@ -30,7 +30,7 @@ from molmo_server.gateway import Gateway
 from molmo_server.media.gate import CheckedMedia
 from molmo_server.prompt import Prompt
 from molmo_server.questions.chat import Asked
-from molmo_server.routes.streaming import STREAM_HEADERS
+from molmo_server.routes.sending import STREAM_HEADERS
 from molmo_server.routes.verb_questions import VerbQuestion
 from molmo_server.telemetry import tell_checkpoint
 
@@ -159,7 +159,7 @@ class Answering:
             interpolated,
             answer.tracks,
             at_s=moments_between(video.info, None if wish is True else float(wish)),
-            seen_s=shape.moments_s(video),
+            seen_s=[video.start_s + t for t in shape.moments_s(video)],
             info=video.info,
             medium=answer.media[0],
         )

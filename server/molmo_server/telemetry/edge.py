@@ -79,6 +79,7 @@ class Edge:
                 told = scope["state"].get(_CHECKPOINT) or self._current_checkpoint()
                 headers = [
                     (b"x-request-id", request_id.encode()),
+                    (b"openai-processing-ms", b"%d" % (1000 * (time.perf_counter() - began))),
                     (b"x-molmo-checkpoint", told.encode()),
                     *caller_of(scope).headers(),
                     *browser_headers(scope["path"], message["headers"]),

@@ -23,7 +23,7 @@ from tests.support.parity import TOLERANCE
 pytestmark = pytest.mark.timeout(900)
 
 TINY = Path(str(files("molmo_hf"))) / "checkpoints" / "molmo2-tiny"
-FIELDS = {"max_model_len": 768, "max_num_seqs": 6}
+FIELDS = {"max_model_len": 600, "max_num_seqs": 6}
 LEAST_TOKENS_A_STEP = 2.0
 
 
@@ -73,7 +73,7 @@ def answer(
     engine: RunningEngine, conversation: Conversation, **fields: Any
 ) -> tuple[list[int], list[float], str]:
     """Ids, their log-probabilities, text."""
-    wanted = {"max_tokens": 400, "logprobs": True, "return_token_ids": True, **fields}
+    wanted = {"max_tokens": 240, "logprobs": True, "return_token_ids": True, **fields}
     choice = engine.chat(conversation.messages(), **wanted)["choices"][0]
     logprobs = [entry["logprob"] for entry in choice["logprobs"]["content"]]
     return choice["token_ids"], logprobs, choice["message"]["content"]

@@ -9,7 +9,8 @@
         InvalidMedia            400   not an image/video, truncated, empty, too large a canvas
       Unauthorised              401   no key, or one that is not good here
         Forbidden               403   a good key, for something else
-      NotFound                  404   unknown model or checkpoint
+      NotFound                  404   unknown path or checkpoint
+        ModelNotFound           404   no model of that name is served
         MediaNotFound           404   no uploaded file of that id, or its time is over
       PayloadTooLarge           413
       RateLimited               429   more than the caller's key allows; carries Retry-After
@@ -69,7 +70,7 @@ class InvalidRequest(MolmoError):
 
 
 class UnknownField(InvalidRequest):
-    code = "unknown_field"
+    code = "unknown_parameter"
 
 
 class ControlTokenInText(InvalidRequest):
@@ -90,8 +91,8 @@ class InvalidMedia(InvalidRequest):
 
 class Unauthorised(MolmoError):
     status = 401
-    code = "unauthorised"
-    type = "authentication_error"
+    code = "invalid_api_key"
+    type = "invalid_request_error"
 
 
 class Forbidden(Unauthorised):
@@ -104,6 +105,10 @@ class NotFound(MolmoError):
     status = 404
     code = "not_found"
     type = "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
 
 
 class MediaNotFound(NotFound):

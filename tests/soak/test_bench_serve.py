@@ -1,0 +1,99 @@
+"""`vllm bench serve`, unchanged, against the gateway: chat about pictures, and completions.
+
+Prints what it measured; what the gateway costs beside a direct connection is for `make bench`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
+
+N_PROMPTS = 64
+N_TOKENS = 32
+_START = """
+import argparse
+from vllm.benchmarks.serve import add_cli_args, main
+parser = argparse.ArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
+"""The `vllm` command is broken in the distribution for CPUs; this is what it runs."""
+BACKENDS: dict[str, tuple[str, int]] = {
+    "openai-chat": ("/v1/chat/completions", 1),
+    "openai": ("/v1/completions", 0),
+}
+"""Path, and pictures in each request."""
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    errors = (tmp_path_factory.mktemp("serve") / "errors.txt").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "molmo_client", "serve", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+    )
+    assert process.stdout is not None
+    told = ""
+    while "molmo point" not in told:
+        line = process.stdout.readline()
+        assert line, Path(errors.name).read_text()[-3000:]
+        told += line
+    found = re.search(r"http://127\.0\.0\.1:\d+", told)
+    assert found is not None
+    yield found.group()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == 0
+    process.stdout.close()
+    errors.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_vllm_bench_serve(url: str, backend: str, tmp_path: Path) -> None:
+    figures = run_bench(url, backend, tmp_path)
+
+    sys.stdout.write(
+        f"\n{backend}: {figures['completed']} of {N_PROMPTS} requests of {N_TOKENS} tokens, "
+        f"{figures['request_throughput']:.1f} a second, "
+        f"{figures['output_throughput']:.0f} tokens a second, first token after "
+        f"{figures['median_ttft_ms']:.0f} ms, then {figures['median_tpot_ms']:.1f} ms a token\n"
+    )
+    assert (figures["completed"], figures["failed"]) == (N_PROMPTS, 0)
+    assert figures["total_output_tokens"] == N_PROMPTS * N_TOKENS
+
+
+def run_bench(url: str, backend: str, folder: Path) -> dict[str, Any]:
+    path, n_pictures = BACKENDS[backend]
+    options = {
+        **{"backend": backend, "base-url": url, "endpoint": path, "model": "molmo2"},
+        "tokenizer": files("molmo_hf") / "checkpoints" / "molmo2-tiny",
+        # Unlike `random` it draws no tokens that a text must not spell out.
+        "dataset-name": "random-mm",
+        "random-mm-base-items-per-request": n_pictures,
+        "random-mm-limit-mm-per-prompt": json.dumps({"image": 1, "video": 0}),
+        "random-mm-bucket-config": "{(256, 256, 1): 1.0}",
+        **{"num-prompts": N_PROMPTS, "max-concurrency": 8, "seed": 0},
+        **{"random-input-len": 64, "random-output-len": N_TOKENS},
+        **{"result-dir": folder, "result-filename": "figures.json"},
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    ended = subprocess.run(
+        [sys.executable, "-c", _START, *flags, "--ignore-eos", "--save-result"],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    figures: dict[str, Any] = json.loads((folder / "figures.json").read_text())
+    return figures
