@@ -21,6 +21,7 @@ from cyclopts import App, CycloptsError, Parameter
 import molmo_core
 from molmo_client import terminal
 from molmo_client.asking import VERBS
+from molmo_client.batch_commands import app as batch_app
 from molmo_client.failures import RequestFailed, ServerUnreachable, WrongUsage
 from molmo_core.errors import MolmoError
 
@@ -110,6 +111,7 @@ def build_app() -> App:
     )
     for verb in VERBS:
         app.command(verb)
+    app.command(batch_app)
     for row in LAZY_COMMANDS:
         app.command(_forwarding(row))
     return app

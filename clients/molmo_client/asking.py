@@ -38,12 +38,19 @@ class Options:
         str | None, Parameter(help="Served model to ask; else the one that is served")
     ] = None
     max_tokens: Annotated[int | None, Parameter(help="Longest answer")] = None
+    max_crops: Annotated[int | None, Parameter(help="Most tiles of a picture, 1 to 24")] = None
+    max_frames: Annotated[int | None, Parameter(help="Most frames of a video")] = None
+    fps: Annotated[float | None, Parameter(help="Frames of a video a second")] = None
+    start: Annotated[float | None, Parameter(help="Look at a video from this second on")] = None
+    end: Annotated[float | None, Parameter(help="Look at a video to this second")] = None
 
     def client(self) -> Client:
         return Client(self.server)
 
     def generation(self) -> Generation:
-        return Generation(model=self.model, max_tokens=self.max_tokens)
+        names = ("max_crops", "max_frames", "fps", "start", "end")
+        asked = {name: v for name in names if (v := getattr(self, name)) is not None}
+        return Generation(model=self.model, max_tokens=self.max_tokens, media_options=asked or None)
 
 
 @Parameter(name="*")
@@ -133,11 +140,9 @@ def track(
 ) -> None:
     """Follow every OBJECT through a video, and MORE of them."""
     encoded = _checked(video, draw)
-    asking: Generation = {
-        **options.generation(),
-        "frame_rate": frame_rate,
-        "interpolate": interpolate,
-    }
+    asking: Generation = {**options.generation(), "frame_rate": frame_rate}
+    if interpolate:
+        asking["interpolate"] = True
     with options.client() as client:
         answer = client.track(encoded, _all(object, more), **asking)
     _tell(answer, options, terminal.track_text)

@@ -6,9 +6,10 @@ Source: `molmo_core.api`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypedDict, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, Literal, TypedDict, TypeVar
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -31,7 +32,9 @@ class Generation(TypedDict, total=False):
     max_tokens: int | None
     temperature: float
     seed: int | None
-    region: Region | Mapping[str, float] | None
+    media_options: api.MediaOptions | dict[str, Any] | None
+    """How closely media are looked at: `{"max_crops": 12}`, `{"fps": 1, "start": 2, "end": 9}`."""
+    region: Region | dict[str, float] | None
     """Of one picture, all but track: `{"x0": 0.5, "y0": 0, "x1": 1, "y1": 0.5}`."""
 
     # Of point, count and track.
@@ -42,7 +45,7 @@ class Generation(TypedDict, total=False):
     # Of track.
     frame_rate: float | None
     interpolate: float | bool
-    points: Sequence[GivenPoint | Mapping[str, float]] | None
+    points: list[GivenPoint | dict[str, float]] | None
     """Objects to go on following: `[{"t": 0.5, "x": 0.2, "y": 0.7}]`."""
 
 
@@ -58,6 +61,8 @@ class Call(Generic[Answer]):
     body: bytes | None
     answer_type: type[Answer]
     content_type: str = "application/json"
+    file: BinaryIO | None = None
+    """A file of requests, sent as a form while it is read."""
 
     def request_options(self) -> dict[str, Any]:
         """Keyword arguments for `httpx2`'s `request`."""
@@ -66,6 +71,9 @@ class Call(Generic[Answer]):
         if self.body is not None:
             options["content"] = self.body
             headers["content-type"] = self.content_type
+        if self.file is not None:
+            name = Path(self.file.name).name
+            options |= {"files": {"file": (name, self.file)}, "data": {"purpose": "batch"}}
         return options
 
     def read(self, response: httpx2.Response) -> Answer:
@@ -154,5 +162,5 @@ def _verb(
         first = failure.errors(include_input=False, include_url=False)[0]
         param = ".".join(str(part) for part in first["loc"]) or None
         raise InvalidRequest(f"{param or 'request'}: {first['msg']}", param=param) from failure
-    body = request.model_dump_json(exclude_none=True).encode()
+    body = request.model_dump_json(exclude_none=True, exclude_unset=True).encode()
     return Call(method="POST", path=path, body=body, answer_type=answer_type)

@@ -16,6 +16,7 @@ from typing import Self, Unpack
 import httpx2
 
 from molmo_client import calls
+from molmo_client.batches import Batches
 from molmo_client.calls import Answer, Call, Generation, PointingVerb, What
 from molmo_client.connection import Arriving, Connection, connection_to
 from molmo_client.events import VerbEvents
@@ -49,6 +50,7 @@ class Client:
             url, api_key=api_key, answer_timeout_s=answer_timeout_s, retries=retries
         )
         self._http = httpx2.Client(transport=transport, **self.connection.httpx_options())
+        self.batches = Batches(self._answer, self._http, self.connection)
 
     def point(
         self, media: MediaInput, object: What, **options: Unpack[Generation]

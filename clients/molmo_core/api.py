@@ -35,6 +35,7 @@ from molmo_core.api_requests import DataUrl as DataUrl
 from molmo_core.api_requests import GenerationOptions as GenerationOptions
 from molmo_core.api_requests import GivenPoint as GivenPoint
 from molmo_core.api_requests import MediaFields as MediaFields
+from molmo_core.api_requests import MediaOptions as MediaOptions
 from molmo_core.api_requests import PointingRequest as PointingRequest
 from molmo_core.api_requests import PointRequest as PointRequest
 from molmo_core.api_requests import QueryRequest as QueryRequest

@@ -19,6 +19,8 @@ DataUrl = Annotated[
         "an uploaded file, an https URL where the server fetches those"
     ),
 ]
+MOST_CROPS, MOST_FRAMES, MOST_FPS = 24, 384, 30.0
+"""That may be asked for: crops and frames as many as Molmo2 was trained with at most."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """What a random generator of the engine takes."""
 
@@ -55,6 +57,34 @@ def _unknown_field(model: type[BaseModel], name: str) -> PydanticCustomError:
     )
 
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class MediaOptions(StrictRequest):
+    """How closely media are looked at; what is left out is as the model was trained."""
+
+    model_config = ConfigDict(frozen=True)
+
+    max_crops: Annotated[int, Field(ge=1, le=MOST_CROPS)] | None = None
+    """Of pictures: most tiles that one is cut into."""
+    max_frames: Annotated[int, Field(ge=1, le=MOST_FRAMES)] | None = None
+    """Of a video: most frames that are sampled; beyond, they are spread evenly."""
+    fps: Annotated[float, Field(gt=0, le=MOST_FPS, allow_inf_nan=False)] | None = None
+    """Of a video: frames that are sampled a second."""
+    start: Seconds | None = None
+    end: Seconds | None = None
+    """Of a video: only this part is sampled. Times in typed answers stay those of the file; the
+    model, and what it writes, counts from the part's start, as it was trained."""
+
+    @model_validator(mode="after")
+    def _has_a_part(self) -> Self:
+        if self.end is not None and (self.start or 0.0) >= self.end:
+            raise ValueError(
+                f"got the part from {self.start or 0:g} to {self.end:g} s; give a later end"
+            )
+        return self
+
+
 class GenerationOptions(StrictRequest):
     """How the answer is generated; every verb takes these."""
 
@@ -63,6 +93,7 @@ class GenerationOptions(StrictRequest):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
     seed: Seed | None = None
+    media_options: MediaOptions | None = None
 
 
 _ONE_KIND: list[JsonValue] = [

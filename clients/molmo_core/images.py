@@ -1,8 +1,8 @@
 """From an image to crops, patches and pooling index; token counts without touching pixels.
 
-Knows: tiling, resizing, the order of patches, the token layout of an image block.
-Does not know: token ids, files, torch. Source: Molmo2's image processor as released; the
-reference numbers of the parity folder.
+Knows: tiling, pooling, the token layout of an image block. Does not know: how pixels are resized
+and cut into patches (`pixels`), token ids, files, torch. Source: Molmo2's image processor as
+released; the reference numbers of the parity folder.
 
 Sizes are (height, width). A *crop* is one square that the vision tower sees; a *patch* is a
 `patch_px` square of it; a *visual token* pools up to `pooling_hw` patches.
@@ -11,11 +11,12 @@ Sizes are (height, width). A *crop* is one square that the vision tower sees; a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from molmo_core.pixels import normalised, patch_grid, resize_bilinear
 from molmo_core.tokens import IM_COL, IM_END, IM_PATCH, IM_START, LOW_RES_IM_START
 
 
@@ -136,20 +137,28 @@ def prepare_image(pixels: NDArray[np.uint8], geometry: ImageGeometry) -> Prepare
 
     Pixels come out in −1…1; a patch is flattened row by row, channels last.
     """
-    rows, cols = tiling_of(pixels.shape[:2], geometry)
-    side, step = geometry.crop_px, geometry.window_px
-    tiled = resize_bilinear(
-        pixels, (rows * step + geometry.margin_px, cols * step + geometry.margin_px)
+    size_hw = pixels.shape[:2]
+    return PreparedImage(
+        normalised(cut_image(pixels, geometry)),
+        image_pooling(*tiling_of(size_hw, geometry), geometry),
+        grid_of(size_hw, geometry),
     )
-    crops = np.empty((1 + rows * cols, side, side, 3), dtype=np.uint8)
-    crops[0] = resize_bilinear(pixels, (side, side))
+
+
+def cut_image(pixels: NDArray[np.uint8], geometry: ImageGeometry) -> NDArray[np.uint8]:
+    """The crops of `prepare_image` as bytes: (1 + tiles, patches, patch_px² · 3)."""
+    rows, cols = tiling_of(pixels.shape[:2], geometry)
+    side, step, n = geometry.crop_px, geometry.window_px, geometry.crop_patches
+    tiled_hw = (rows * step + geometry.margin_px, cols * step + geometry.margin_px)
+    # Tiles overlap by whole patches: the picture is cut into patches once for all of them.
+    patches = patch_grid(resize_bilinear(pixels, tiled_hw), geometry.patch_px)
+    crops = np.empty((1 + rows * cols, n, n, patches.shape[2]), dtype=np.uint8)
+    crops[0] = patch_grid(resize_bilinear(pixels, (side, side)), geometry.patch_px)
+    step //= geometry.patch_px
     for tile in range(rows * cols):
         top, left = (tile // cols) * step, (tile % cols) * step
-        crops[1 + tile] = tiled[top : top + side, left : left + side]
-    pooling = image_pooling(rows, cols, geometry)
-    return PreparedImage(
-        to_patches(crops, geometry.patch_px), pooling, grid_of(pixels.shape[:2], geometry)
-    )
+        crops[1 + tile] = patches[top : top + n, left : left + n]
+    return crops.reshape(len(crops), n * n, -1)
 
 
 def image_pooling(rows: int, cols: int, geometry: ImageGeometry) -> NDArray[np.int64]:
@@ -201,52 +210,6 @@ def pool_indices(grid: NDArray[np.int64], pooling_hw: tuple[int, int]) -> NDArra
     height, width = padded.shape[0] // pool_h, padded.shape[1] // pool_w
     windows = padded.reshape(height, pool_h, width, pool_w).transpose(0, 2, 1, 3)
     return windows.reshape(height * width, pool_h * pool_w)
-
-
-def to_patches(crops: NDArray[np.uint8], patch_px: int) -> NDArray[np.float32]:
-    """(N, S, S, 3) bytes → (N, patches, patch_px² · 3) in −1…1."""
-    n, side = crops.shape[0], crops.shape[1]
-    per_side = side // patch_px
-    blocks = crops.reshape(n, per_side, patch_px, per_side, patch_px, 3).transpose(0, 1, 3, 2, 4, 5)
-    flat = blocks.reshape(n, per_side * per_side, patch_px * patch_px * 3)
-    return _NORMALISED[flat]
-
-
-# Normalising a byte has 256 outcomes: the steps of the released processor, (v/255 − 0.5) / 0.5.
-_HALF = np.float32(0.5)
-_NORMALISED = (np.arange(256, dtype=np.float32) / np.float32(255) - _HALF) / _HALF
-
-
-def resize_bilinear(pixels: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize (H, W, 3) bytes without antialiasing and without keeping the aspect ratio.
-
-    Half-pixel centres, the result rounded to bytes, as torchvision's bilinear resize with
-    `antialias=False`; measured difference to it: 1/255 in about ten values of a
-    million (fused multiply-adds).
-    """
-    height, width = pixels.shape[:2]
-    if (height, width) == tuple(size_hw):
-        return pixels
-    top, bottom, row_weight = _taps(height, size_hw[0])
-    left, right, col_weight = _taps(width, size_hw[1])
-    upper, lower = pixels[top].astype(np.float32), pixels[bottom].astype(np.float32)
-    w_right, w_bottom = col_weight[None, :, None], row_weight[:, None, None]
-    w_left, w_top = np.float32(1) - w_right, np.float32(1) - w_bottom
-    # In torch's order of operations: halves must fall on the same side.
-    above = w_left * upper[:, left] + w_right * upper[:, right]
-    below = w_left * lower[:, left] + w_right * lower[:, right]
-    resized: NDArray[np.uint8] = np.rint(w_top * above + w_bottom * below).astype(np.uint8)
-    return resized
-
-
-def _taps(n_in: int, n_out: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.float32]]:
-    """Neighbours and weight of the second one, for each output sample along one side."""
-    half = np.float32(0.5)
-    centre = np.float32(n_in / n_out) * (np.arange(n_out, dtype=np.float32) + half) - half
-    centre = np.maximum(centre, np.float32(0))
-    first = np.minimum(centre.astype(np.int64), n_in - 1)
-    second = np.minimum(first + 1, n_in - 1)
-    return first, second, (centre - first).astype(np.float32)
 
 
 def _rows(n_rows: int, n_cols: int, has_col_tokens: bool) -> list[str]:

@@ -23,6 +23,7 @@ _MODULES = {
     "molmo_hf.processing_molmo2": "processing_molmo2",
     "molmo_core.errors": "molmo2_errors",
     "molmo_core.images": "molmo2_images",
+    "molmo_core.pixels": "molmo2_pixels",
     "molmo_core.tokens": "molmo2_tokens",
     "molmo_core.videos": "molmo2_videos",
 }

@@ -26,7 +26,6 @@ from molmo_core.videos import (
     VideoGeometry,
     VideoInfo,
     prepare_frames,
-    probe_video,
     sample_times,
 )
 
@@ -37,7 +36,7 @@ from .image_processing_molmo2 import (
     square_size,
     without_loader_settings,
 )
-from .video_io import decode_frames
+from .video_io import sample_file
 
 FRAME_TIMES = "frame_times_s"
 """Key of a clip's metadata: the target time of each frame, in seconds from the first frame."""
@@ -170,10 +169,8 @@ def _sample(
     do_sample: bool | None,
 ) -> SampledClip:
     if isinstance(clip, bytes | str | PathLike):
-        info = probe_video(clip)
-        times = sample_times(info.duration_s, geometry, source_fps=info.fps)
-        side = geometry.crop_px
-        return SampledClip(decode_frames(clip, times, info=info, size_hw=(side, side)), times)
+        sampled = sample_file(clip, geometry)
+        return SampledClip(sampled.frames, list(sampled.times.clip_s))
     frames = [rgb_pixels(frame) for frame in clip]
     if not frames:
         raise InvalidMedia("the video has no frames; give at least one")

@@ -9,7 +9,9 @@ questions     what an engine is asked
 openai_api, prompt     what was sent, checked
 media         pictures and videos, from wherever: uploads, remote files, checks
 answers       what the model wrote, read: whole answers, streams, verbs
-admission, errors, telemetry   turns and deadlines, error envelopes, logs and metrics
+admission, errors   turns and deadlines, error envelopes
+telemetry     logs, metrics, traces; the outermost layer of the application
+web           the web server: time limits of connections, headers for browsers
 tenancy       API keys: who may ask, how much, what was used
 checkpoints   which checkpoint is served, and how another one comes to be
 batches       files of requests, answered in the background

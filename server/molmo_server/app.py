@@ -85,7 +85,7 @@ def create_app(
     gateway, models = first.gateway, [first, *more]
     fleet = Fleet(models)
     admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
-    access = Access(settings.keys, admin_key=admin_key)
+    access = Access(settings.keys, admin_key=admin_key, limits=settings.limits)
 
     batches = Batches(settings, metrics)
 
@@ -101,6 +101,7 @@ def create_app(
         title="Molmo2",
         version=__version__,
         summary="Points, counts and tracks as typed data",
+        redoc_url=None,  # the same as /docs, from other hosts
         lifespan=lifespan,
         dependencies=[Depends(access.check)],
     )

@@ -10,7 +10,7 @@ import base64
 import io
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import orjson
@@ -63,6 +63,13 @@ class OwnEngines:
     prefix: str = "engine"
     """Of names; another one for each model."""
 
+    @cached_property
+    def media_folder(self) -> Path:
+        """Where engines find the files that requests name."""
+        folder = self.socket_dir / "media"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
     def name(self, number: int) -> str:
         return f"{self.prefix}-{number}"
 
@@ -99,6 +106,7 @@ class OwnEngines:
             devices=devices,
         )
         engine.checkpoint_id = checkpoint.id
+        engine.media_folder = self.media_folder
         return engine
 
     def process(self, checkpoint: Checkpoint, name: str) -> EngineProcess:
@@ -117,6 +125,8 @@ class OwnEngines:
                 is_eager=settings.is_eager,
                 drafts=settings.drafts,
                 n_threads=settings.engine_threads,
+                frame_cache_gib=settings.frame_cache_gib,
+                media_folder=self.media_folder,
                 otlp_endpoint=settings.otlp_endpoint,
                 # The engine's own words then name the checkpoint, also inside streams.
                 extra_arguments=(

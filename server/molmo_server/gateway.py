@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,11 +30,13 @@ from molmo_server.engine_pool import EnginePool, EngineReply, Trial
 from molmo_server.engine_pool.exchange import COMPLETIONS_PATH
 from molmo_server.media.crop import crop
 from molmo_server.media.gate import CheckedMedia, MediaGate
+from molmo_server.media.options import check_options
 from molmo_server.prompt import Prompt, check_turns
 from molmo_server.questions.chat import Asked, Question
 from molmo_server.questions.texts import AskedTexts, TextQuestion, check_texts
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Journey, Metrics
+from molmo_server.tenancy.salts import TenantSalts
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Gateway:
     media: MediaGate
     admission: Admission
     metrics: Metrics
+    salts: TenantSalts = field(default_factory=TenantSalts)
     shadows: set[asyncio.Task[None]] = field(default_factory=set)
     """Requests that nobody waits for."""
     others: tuple[Gateway, ...] = ()
@@ -117,9 +120,11 @@ class Gateway:
                     settings=self.settings,
                     live=self.live,
                     without_grammars=self.without_grammars,
+                    salts=self.salts,
                 )
                 journey.begin("routing")
                 async with AsyncExitStack() as stack:
+                    stack.callback(asked.files.clear)
 
                     async def ask() -> EngineReply:
                         return await stack.enter_async_context(
@@ -154,6 +159,17 @@ class Gateway:
         async with self.serving(question.model)._open_texts(question, request_id, whole) as opened:
             yield opened
 
+    async def complete_texts(
+        self, question: TextQuestion, *, request_id: str
+    ) -> tuple[dict[str, Any], str]:
+        """The engine's whole completion, and whose weights answered."""
+        async with self.open_texts(question, request_id=request_id, whole=True) as (asked, reply):
+            answer = _whole(reply, _plain_texts)
+            usage = answer["usage"]
+            n_tokens = usage.get("completion_tokens", 0)
+            asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
+            return answer, asked.answering
+
     @asynccontextmanager
     async def _open_texts(
         self, question: TextQuestion, request_id: str, whole: bool
@@ -187,7 +203,11 @@ class Gateway:
     async def _checked_media(self, question: Question, journey: Journey) -> CheckedMedia:
         image_urls, video_urls = question.image_urls, question.video_urls
         journey.begin("media", n_images=len(image_urls), n_videos=len(video_urls))
-        media = question.media or await self.media.check(image_urls, video_urls)
+        media = question.media or await self.media.check(
+            image_urls, video_urls, owner=question.caller.tenant
+        )
+        if question.media_options is not None:
+            check_options(question.media_options, media)
         if question.region is None or question.media is not None:
             return media
         max_aspect = self.settings.max_aspect
@@ -199,7 +219,7 @@ class Gateway:
         """The engine's whole chat completion."""
         serving = self.serving(question.model)
         async with serving._open(question, request_id, whole=True) as (asked, reply):
-            answer = whole_answer(reply)
+            answer = _whole_answer(reply)
             usage = answer.get("usage") or {}
             n_tokens = usage.get("completion_tokens", 0)
             asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
@@ -229,7 +249,7 @@ class Gateway:
                 asyncio.timeout(self.settings.deadline_s),
                 self.engines.shadow(trial, asked.body_for, request_id=request_id) as reply,
             ):
-                is_same = _texts(whole_answer(reply)) == texts
+                is_same = _texts(_whole_answer(reply)) == texts
         except (EngineUnavailable, EngineFailed):
             return  # noted by the pool
         except TimeoutError:
@@ -238,6 +258,8 @@ class Gateway:
         except MolmoError as error:  # refused: a shorter context, other limits
             logger.info("the engine on trial refuses %s: %s", request_id, error.message)
             is_same = False
+        finally:
+            asked.files.clear()
         trial.figures.n_compared += 1
         trial.figures.n_same += is_same
 
@@ -265,13 +287,22 @@ class Gateway:
             )
 
 
-def whole_answer(reply: EngineReply) -> dict[str, Any]:
+def _whole_answer(reply: EngineReply) -> dict[str, Any]:
+    return _whole(reply, _texts)
+
+
+def _whole(reply: EngineReply, texts_of: Callable[[dict[str, Any]], list[str]]) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = orjson.loads(reply.first)
-    except orjson.JSONDecodeError as error:
-        raise EngineFailed("the engine's answer was cut short; send it again") from error
+        texts_of(answer), answer["usage"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise EngineFailed("the engine's answer was no completion; send it again") from error
     return answer
 
 
 def _texts(answer: dict[str, Any]) -> list[str]:
     return [choice["message"]["content"] for choice in answer["choices"]]
+
+
+def _plain_texts(answer: dict[str, Any]) -> list[str]:
+    return [choice["text"] for choice in answer["choices"]]

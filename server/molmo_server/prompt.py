@@ -10,11 +10,12 @@ Knows: chat layout (through `molmo_core.prompts`), token counts. Does not know: 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from molmo_core.api_requests import MediaOptions
 from molmo_core.errors import ControlTokenInText, InvalidRequest, PromptTooLong
 from molmo_core.images import count_image_tokens, grid_of
 from molmo_core.prompts import Turn, fold_system, render_chat
@@ -22,6 +23,8 @@ from molmo_core.tokens import IM_PATCH, IMAGE, VIDEO, find_control_token
 from molmo_core.videos import frame_tokens, timestamp_text
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.media.gate import CheckedMedia
+from molmo_server.media.handing import MediaFile
+from molmo_server.media.options import looking_closer
 
 _LONG_TEXT_CHARS = 20_000
 """From here on counting leaves the event loop: it takes longer than a millisecond or two."""
@@ -35,6 +38,7 @@ class Prompt:
     """With placeholders for the media."""
     media: CheckedMedia
     checkpoint: Checkpoint
+    """With the geometry that the request asked for."""
     n_visual_tokens: int
     """Those of `n_tokens` that stand for what is seen."""
 
@@ -60,10 +64,10 @@ class Prompt:
         name = "image_tokens" if self.media.video is None else "video_tokens"
         return {name: self.n_visual_tokens} if self.n_visual_tokens else {}
 
-    def messages(self) -> list[dict[str, Any]]:
+    async def messages(self, url_of: Callable[[MediaFile], Awaitable[str]]) -> list[dict[str, Any]]:
         """As the engine's chat endpoint takes them."""
         first, *later = self.turns
-        content = [*self.media.parts(), {"type": "text", "text": first.text}]
+        content = [*await self.media.parts(url_of), {"type": "text", "text": first.text}]
         return [
             {"role": first.role, "content": content},
             *({"role": turn.role, "content": turn.text} for turn in later),
@@ -100,12 +104,19 @@ def check_turns(
     return folded
 
 
-async def measure(turns: tuple[Turn, ...], media: CheckedMedia, checkpoint: Checkpoint) -> Prompt:
+async def measure(
+    turns: tuple[Turn, ...],
+    media: CheckedMedia,
+    checkpoint: Checkpoint,
+    options: MediaOptions | None = None,
+) -> Prompt:
     """Sample the video's frames and see that the prompt fits, as `checkpoint` has it.
 
-    Raises PromptTooLong when no room is left for an answer.
+    Raises PromptTooLong when no room is left for an answer, InvalidRequest for a part of a video
+    that it does not have.
     """
-    media = media.sampled(checkpoint.video)
+    seen_by = checkpoint if options is None else looking_closer(checkpoint, options)
+    media = media.sampled(seen_by.video)
     text = render_chat(turns, n_images=len(media.images), n_videos=int(media.video is not None))
     at_least = -(-len(text) // checkpoint.longest_token_chars)
     if at_least >= checkpoint.max_model_len:
@@ -114,8 +125,8 @@ async def measure(turns: tuple[Turn, ...], media: CheckedMedia, checkpoint: Chec
         turns=turns,
         text=text,
         media=media,
-        checkpoint=checkpoint,
-        n_visual_tokens=_count_visual(media, checkpoint),
+        checkpoint=seen_by,
+        n_visual_tokens=_count_visual(media, seen_by),
     )
     if len(text) > _LONG_TEXT_CHARS:
         await asyncio.to_thread(lambda: prompt.n_tokens)

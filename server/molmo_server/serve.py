@@ -15,16 +15,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import json
+import resource
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import uvicorn
 import uvloop
+from cyclopts import Parameter
 from fastapi import FastAPI
 from pydantic import ValidationError
 
@@ -35,13 +40,16 @@ from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.errors import from_validation
-from molmo_server.settings import MolmoSettings
+from molmo_server.settings import MolmoSettings, misspelt_variables
 from molmo_server.telemetry import configure_logging
+from molmo_server.tenancy.databases import without_password
 from molmo_server.tenancy.store import KeyStore
 from molmo_server.terminal import note, tell
 from molmo_server.web.server import server_config
 
 EXIT_OK, EXIT_NO_ENGINE, EXIT_BAD_SETTINGS, EXIT_PORT_TAKEN = 0, 1, 2, 3
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_OTHER_FILES = 256
 
 
 def serve_command(
@@ -56,6 +64,7 @@ def serve_command(
     max_model_len: int | None = None,
     n_threads: int | None = None,
     run_dir: Path | None = None,
+    print_config: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Serve a checkpoint on this machine.
 
@@ -86,13 +95,30 @@ def serve_command(
         On CPU: threads of the engine; all cores, for molmo2-tiny one, unless given.
     run_dir
         Folder for the engine's logs; a temporary one unless given.
+    print_config
+        Print all settings as they would be used, as JSON without secrets, and end.
     """
-    given = {name: value for name, value in locals().items() if value is not None}
+    options = {name: value for name, value in locals().items() if name != "print_config"}
+    given = {name: value for name, value in options.items() if value is not None}
     try:
         settings = MolmoSettings(**given)
     except ValidationError as error:
         return _complain(EXIT_BAD_SETTINGS, f"settings: {from_validation(error).message}")
+    for complaint in misspelt_variables():
+        note(f"molmo serve: {complaint}")
+    if print_config:
+        sys.stdout.write(f"{json.dumps(shown_settings(settings), indent=2)}\n")
+        return EXIT_OK
     return run_server(settings)
+
+
+def shown_settings(settings: MolmoSettings) -> dict[str, object]:
+    """All settings by name, keys and passwords hidden."""
+    values = settings.model_dump(mode="json")
+    return {
+        name: without_password(value) if isinstance(value, str) else value
+        for name, value in values.items()
+    }
 
 
 def run_server(settings: MolmoSettings) -> int:
@@ -115,6 +141,9 @@ def run_server(settings: MolmoSettings) -> int:
             f"port {settings.port} on {settings.host} is taken by another program; "
             f"end that one, or choose another: molmo serve --port {settings.port + 1}",
         )
+    if settings.keys is None and settings.host not in _LOOPBACK:
+        note(f"molmo serve: whoever reaches {settings.host} is served; MOLMO_KEYS asks for keys")
+    _allow_open_files(settings)
     # Short and private: a socket's path may have 107 characters.
     private = Path(tempfile.mkdtemp(prefix="molmo-"))
     configure_logging(settings.log_level)
@@ -196,6 +225,21 @@ class _Server(uvicorn.Server):
 
     def _stop_listening(self) -> None:
         self.should_exit = True
+
+
+def _allow_open_files(settings: MolmoSettings) -> None:
+    """As many as there may be connections, to callers and to engines, if the system permits."""
+    wanted = 2 * settings.max_connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        note(
+            f"molmo serve: {allowed} files may be open, {wanted} are needed for max_connections of "
+            f"{settings.max_connections}; raise the limit (ulimit -n) or lower the setting"
+        )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@ Knows: names, defaults, allowed ranges. Does not know: what the values are used 
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -16,15 +17,32 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from molmo_server.setting_rules import contradictions
+
 _MIB = 1024 * 1024
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _ENGINE_URL = re.compile(r"(https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?)/?")
 _LAST_PORT = 65535
 _HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
+_PREFIX = "MOLMO_"
+_NOT_SETTINGS = ("MOLMO_API_KEY", "MOLMO_SERVER", "MOLMO_GATE_CANDIDATE", "MOLMO_GATE_CURRENT")
+"""Variables of the client, and what a gate is told."""
+
+
+def misspelt_variables() -> list[str]:
+    """What is wrong with variables of the environment that look like settings and are none."""
+    known = {f"{_PREFIX}{name.upper()}" for name in MolmoSettings.model_fields} | set(_NOT_SETTINGS)
+    complaints = []
+    for name in sorted(name for name in os.environ if name.startswith(_PREFIX)):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            complaints.append(f"{name} is no setting and has no effect{meant}")
+    return complaints
 
 
 class MolmoSettings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="MOLMO_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -40,8 +58,12 @@ class MolmoSettings(BaseSettings):
     """Load what becomes current in the store, without being told."""
     admin_key: SecretStr | None = None
     """Allows the routes under /admin; without it only a key of scope admin does."""
-    keys: Path | None = None
-    """The file of API keys that `molmo keys` writes; None: whoever comes is served."""
+    keys: str | None = Field(default=None, repr=False)
+    """The file of API keys that `molmo keys` writes, or the postgresql:// URL of a database that
+    several servers share; None: whoever comes is served."""
+    limits: str | None = Field(default=None, repr=False)
+    """The redis:// URL of a server where the limits of keys are counted for several servers; None:
+    each server counts its own."""
     served_name: str = "molmo2"
     models: dict[str, str] = {}
     """More models, each with engines of its own: name → folder of a checkpoint, or store."""
@@ -77,6 +99,8 @@ class MolmoSettings(BaseSettings):
     """Most tokens of prompt and answer; None: what the checkpoint allows."""
     n_threads: int | None = Field(default=None, ge=1)
     kv_cache_gib: int = Field(default=1, ge=1)
+    frame_cache_gib: float = Field(default=0.5, ge=0)
+    """Decoded frames that the engine remembers, so that a known video is not decoded again."""
     is_eager: bool = True
     drafts: Literal["auto", "on", "off"] = "auto"
     """Answers that point are drafted ahead and verified many tokens a step; auto: on CPUs."""
@@ -192,10 +216,10 @@ class MolmoSettings(BaseSettings):
     max_schema_bytes: int = Field(default=16_384, ge=2)
     """Of a JSON schema that an answer is held to."""
 
-    @field_validator("store", mode="before")
+    @field_validator("store", "keys", mode="before")
     @classmethod
-    def _as_text(cls, store: Any) -> Any:
-        return str(store) if isinstance(store, Path) else store
+    def _as_text(cls, place: Any) -> Any:
+        return str(place) if isinstance(place, Path) else place
 
     @field_validator("cache_dir", "media_dir", "batch_dir")
     @classmethod
@@ -268,6 +292,12 @@ class MolmoSettings(BaseSettings):
             raise ValueError(
                 f"{examined[0]} needs a second engine, and swap_way is in_place; leave one out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_contradictions(self) -> MolmoSettings:
+        if complaint := next(contradictions(self), None):
+            raise ValueError(complaint)
         return self
 
     def of_models(self) -> list[MolmoSettings]:

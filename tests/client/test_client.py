@@ -25,7 +25,7 @@ from molmo_client import (
     ServerUnreachable,
     WrongUsage,
 )
-from molmo_core import errors
+from molmo_core import api, errors
 from tests.server import media
 from tests.support.gateway import RunningGateway
 
@@ -98,6 +98,70 @@ def test_tracks(ask: Ask, gateway: RunningGateway) -> None:
         (2, [(0.5, 0.1)]),
     ]
     assert answer.frames[0].time == 0.0
+
+
+@pytest.fixture(params=["waiting", "awaited"])
+def stream(request: pytest.FixtureRequest) -> Ask:
+    """`stream(verb, media, object, url=…, **options)` with either client: all that it yields."""
+
+    def waiting(*arguments: Any, url: str, **options: Any) -> list[Any]:
+        with Client(url, retries=AT_ONCE) as client:
+            return list(client.stream(*arguments, **options))
+
+    def awaited(*arguments: Any, url: str, **options: Any) -> list[Any]:
+        async def all_of_them() -> list[Any]:
+            async with AsyncClient(url, retries=AT_ONCE) as client:
+                return [found async for found in client.stream(*arguments, **options)]
+
+        return asyncio.run(all_of_them())
+
+    return waiting if request.param == "waiting" else awaited
+
+
+def test_places_as_they_are_written(stream: Ask, gateway: RunningGateway) -> None:
+    gateway.engine.script["dots"] = '<points coords="1 1 250 500 2 750 100">dots</points>'
+    *places, answer = stream("point", PICTURE, "dots", url=gateway.url, confidence=True)
+    assert [(type(p), p.id, p.x) for p in places] == [
+        (api.Observation, 1, 0.25),
+        (api.Observation, 2, 0.75),
+    ]
+    assert isinstance(answer, api.PointAnswer)
+    assert [p.confidence for p in answer.points] == [p.confidence for p in places]
+    assert None not in [p.confidence for p in places]
+
+
+def test_streams_of_the_other_verbs(stream: Ask, gateway: RunningGateway) -> None:
+    gateway.engine.script["dots"] = "There are none."
+    [counted] = stream("count", PICTURE, ["dots", "dots"], url=gateway.url)
+    assert isinstance(counted, api.CountAnswer)
+    assert [one.status for one in counted.objects or []] == ["none", "none"]
+    gateway.engine.script["ball"] = '<tracks coords="0.0 1 500 500">ball</tracks>'
+    place, tracked = stream("track", media.video(), "ball", url=gateway.url)
+    assert isinstance(tracked, api.TrackAnswer)
+    assert (place.kind, place.t, tracked.count) == ("track", 0.0, 1)
+
+
+def test_a_stream_that_fails(stream: Ask, gateway: RunningGateway) -> None:
+    with pytest.raises(errors.EngineFailed) as refused:
+        stream("point", PICTURE, "dots [500]", url=gateway.url)
+    assert refused.value.status == 502
+    with pytest.raises(errors.EngineFailed):
+        stream("point", PICTURE, "dots [error event]", url=gateway.url)
+    with pytest.raises(errors.InvalidRequest, match="max_points"):
+        stream("point", PICTURE, "dots", url=gateway.url, max_points=0)
+
+
+def test_options_of_places_reach_the_engine(ask: Ask, gateway: RunningGateway) -> None:
+    region = {"x0": 0.5, "y0": 0.5, "x1": 1, "y1": 1}
+    asked = {"region": region, "constrained": False, "max_points": 1}
+    answer = ask("point", PICTURE, ["a", "b"], url=gateway.url, asked=asked)
+    assert [one.object for one in answer.objects] == ["a", "b"]
+    assert (answer.points[0].x, answer.points[0].y) == (0.625, 0.75)
+    point = {"t": 0.5, "x": 0.1, "y": 0.2}
+    asked = {"points": [point], "frame_rate": 2, "interpolate": True}
+    ask("track", media.video(), "ball", url=gateway.url, asked=asked)
+    question = gateway.engine.requests[-1]["messages"][0]["content"][-1]["text"]
+    assert '<points coords="0.5 1 100 200">ball</points> in 2 FPS.' in question
 
 
 def test_uploads(ask: Ask, gateway: RunningGateway) -> None:

@@ -74,6 +74,34 @@ def test_nothing_found(run: Run, gateway: RunningGateway) -> None:
     assert run("count", EXAMPLE, "dogs")[:2] == (0, "I see a field.\n")
 
 
+def test_options_of_places(run: Run, gateway: RunningGateway) -> None:
+    gateway.engine.script["red circle"] = CIRCLE
+    options = ("--confidence", "--max-points", 3, "--region", 0, 0, 0.5, 1, "--free")
+    code, out, _ = run("point", EXAMPLE, "the red circle", *options)
+    assert (code, out) == (
+        0, "1 found\n  1  x    52.1 px  y    96.1 px   76 %  red circle\n"
+    )  # fmt: skip
+    request = gateway.engine.requests[-1]
+    assert (request["logprobs"], "structured_outputs" in request) == (True, False)
+    code, _, err = run("point", EXAMPLE, "x", "--region", 1, 0, 0, 1)
+    assert code == 2
+    assert "--region is not one" in err
+
+
+def test_several_objects(run: Run, gateway: RunningGateway) -> None:
+    gateway.engine.script |= {"cats": "There are none.", "dogs": "?", "circle": CIRCLE}
+    code, out, _ = run("count", EXAMPLE, "circles", "cats", "dogs")
+    assert (code, out) == (0, "1 circles\n0 cats\n- dogs\n")
+    assert run("point", EXAMPLE, "circles", "cats")[1].startswith("1 found\n")
+
+
+def test_tracks_between_observations(run: Run, gateway: RunningGateway, clip: Path) -> None:
+    gateway.engine.script["ball"] = '<tracks coords="0.0 1 500 500;1.0 1 500 500">b</tracks>'
+    _, out, _ = run("track", clip, "ball", "--frame-rate", 1, "--interpolate")
+    assert len(out.splitlines()) == 2 + 26
+    assert sum(line.endswith("interpolated") for line in out.splitlines()) == 24
+
+
 def test_count_and_words(run: Run, gateway: RunningGateway) -> None:
     gateway.engine.script["stars"] = '<points coords="1 1 100 100 2 900 900">stars</points>'
     gateway.engine.script["Why"] = f"Because. {CIRCLE}"

@@ -43,7 +43,10 @@ def drawn(sample: Sample) -> Any:
 
 
 def point_answer(
-    places: list[tuple[int, float, float]], *, found: bool = True, time_s: float | None = None
+    places: list[tuple[int, float, float]],
+    *,
+    status: api.Status = "found",
+    time_s: float | None = None,
 ) -> api.PointAnswer:
     """`places` are (media index, x, y)."""
     points = [
@@ -60,7 +63,8 @@ def point_answer(
         )
         for number, (index, x, y) in enumerate(places, start=1)
     ]
-    return api.PointAnswer(points=points, count=len(points), found=found, **SHARED)
+    found = status == "found"
+    return api.PointAnswer(points=points, count=len(points), found=found, status=status, **SHARED)
 
 
 def true_places(sample: Sample) -> list[tuple[int, float, float]]:
@@ -141,7 +145,7 @@ def test_points_are_worth_their_hits(group: str) -> None:
         assert n >= 1
         right = sample.score(point_answer(places)).numbers
         assert right == {"n_hits": n, "n_predicted": n, "n_true": n}
-        nothing = sample.score(point_answer([], found=False)).numbers
+        nothing = sample.score(point_answer([], status="none")).numbers
         assert nothing == sample.failed.numbers == {"n_hits": 0, "n_predicted": 0, "n_true": n}
         twice = sample.score(point_answer(places * 2)).numbers
         assert twice == {"n_hits": n, "n_predicted": 2 * n, "n_true": n}
@@ -165,13 +169,15 @@ def test_counts_and_nones_are_right_or_wrong() -> None:
     for sample in counting:
         n = len(true_places(sample))
         answers = [
-            api.CountAnswer(count=count, points=[], found=True, **SHARED)
+            api.CountAnswer(count=count, points=[], found=True, status="found", **SHARED)
             for count in (n, n + 1, None)
         ]
         assert [sample.score(answer).numbers["value"] for answer in answers] == [1.0, 0.0, 0.0]
     for sample in samples_of("none", 4):
         assert true_places(sample) == []
-        assert sample.score(point_answer([], found=False)).numbers["value"] == 1.0
+        unreadable = point_answer([], status="unreadable")
+        assert sample.score(unreadable).numbers["value"] == 0.0
+        assert sample.score(point_answer([], status="none")).numbers["value"] == 1.0
         assert sample.score(point_answer([])).numbers["value"] == 0.0
         assert sample.score(point_answer([(0, 0.5, 0.5)])).numbers["value"] == 0.0
 
@@ -233,7 +239,7 @@ def track_answer(clip: Clip, text: str, times_s: list[float], shift_x: float = 0
     ]
     frames = [api.Frame(index=0, time=t) for t in (0.0, 0.5, 1.0, 1.5)]
     shared = {**SHARED, "frames": frames}
-    return api.TrackAnswer(tracks=tracks, count=len(tracks), found=True, **shared)
+    return api.TrackAnswer(tracks=tracks, count=len(tracks), found=True, status="found", **shared)
 
 
 def test_tracks_are_worth_the_mean_over_the_frames_seen() -> None:

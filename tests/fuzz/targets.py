@@ -90,7 +90,7 @@ def check_data_url(data: bytes) -> None:
     with suppress(MolmoError):
         checked = loop.run_until_complete(gate.check([data.decode(errors="replace")], []))
         (image,) = checked.images
-        assert image.url.startswith("data:image/"), image.url[:40]
+        assert image.file.data_url().startswith("data:image/"), image.file.mime
 
 
 @cache

@@ -120,5 +120,5 @@ def test_damaged_frames_are_the_callers_fault():
     info = probe_video(bytes(source))
     begin = source.index(b"mdat") + 4
     source[begin : begin + 6000] = bytes(6000)
-    with pytest.raises(InvalidMedia, match="cannot be decoded"):
+    with pytest.raises(InvalidMedia, match=r"the video .* complete"):
         video_io.decode_frames(bytes(source), [0.0, 3.0], info=info)

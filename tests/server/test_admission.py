@@ -18,14 +18,16 @@ class Callers:
         self.served: list[str] = []
         self.ends = asyncio.Event()
 
-    async def ask(self, tenant: str, name: str) -> None:
-        async with self.admission.admit(tenant):
+    async def ask(self, tenant: str, name: str, *, is_background: bool = False) -> None:
+        async with self.admission.admit(tenant, is_background=is_background):
             self.served.append(name)
             await self.ends.wait()
 
-    async def queue(self, tenant: str, name: str) -> asyncio.Task[None]:
+    async def queue(
+        self, tenant: str, name: str, *, is_background: bool = False
+    ) -> asyncio.Task[None]:
         """Ask in a task that waits, or has been refused, when this returns."""
-        task = asyncio.create_task(self.ask(tenant, name))
+        task = asyncio.create_task(self.ask(tenant, name, is_background=is_background))
         await asyncio.sleep(0)
         return task
 
@@ -117,3 +119,49 @@ async def test_waiting_ends_with_the_deadline() -> None:
         await running
     assert callers.served == ["0"]
     assert (callers.admission.n_running, callers.admission.n_queued) == (0, 0)
+
+
+async def test_the_background_waits_for_everybody_else() -> None:
+    callers = Callers(max_queued=2)
+    first = await callers.queue("a", "first")
+    lines = [await callers.queue("b", f"line{k}", is_background=True) for k in range(40)]
+    others = [await callers.queue("a", f"other{k}") for k in range(2)]
+    assert callers.admission.n_queued == 2  # the background takes no place of theirs
+
+    callers.ends.set()
+    await asyncio.gather(first, *lines, *others)
+
+    assert callers.served == ["first", "other0", "other1", *(f"line{k}" for k in range(40))]
+    assert callers.admission.n_running == 0
+
+
+async def test_the_background_has_a_turn_in_many() -> None:
+    callers = Callers()
+    tasks = [await callers.queue("a", f"{k}") for k in range(50)]
+    tasks += [await callers.queue("b", f"line{k}", is_background=True) for k in range(3)]
+    callers.ends.set()
+    await asyncio.gather(*tasks)
+    assert [callers.served.index(f"line{k}") for k in range(3)] == [16, 32, 48]
+
+
+async def test_the_time_of_the_background_begins_with_its_turn() -> None:
+    callers = Callers(deadline_s=0.2)
+    first = await callers.queue("a", "first")
+    line = await callers.queue("b", "line", is_background=True)
+    with pytest.raises(DeadlineExceeded):
+        await first
+    assert callers.served == ["first", "line"]
+    with pytest.raises(DeadlineExceeded):
+        await line
+
+
+async def test_who_leaves_the_background_leaves_no_gap() -> None:
+    callers = Callers()
+    first = await callers.queue("a", "first")
+    gone = await callers.queue("b", "gone", is_background=True)
+    last = await callers.queue("b", "last", is_background=True)
+    gone.cancel()
+    callers.ends.set()
+    await asyncio.gather(first, gone, last, return_exceptions=True)
+    assert callers.served == ["first", "last"]
+    assert callers.admission.n_running == 0

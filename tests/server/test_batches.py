@@ -17,7 +17,7 @@ import pytest
 
 from molmo_core.api_batches import Batch
 from molmo_server.engine_pool.fake import DEFAULT_ANSWER, FakeEngine, Trick, question_of
-from molmo_server.tenancy.store import KeyStore
+from molmo_server.tenancy.store import KeyStore, KeyUsage
 from tests.server.batches import (
     CHAT,
     PNG,
@@ -377,4 +377,55 @@ def test_tenants_do_not_see_each_other(folder: Path, tmp_path: Path) -> None:
         today = partial(store.usage, n_days=1, now_s=time.time())
         until(lambda: any(usage.completion_tokens for usage in today()))
         assert [usage.name for usage in today() if usage.completion_tokens] == ["us"]
+    store.close()
+
+
+def test_a_key_that_ends_under_a_batch(folder: Path, tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.db")
+    first, second = (store.create("us") for _ in range(2))
+    engine = Held()
+    fields: dict[str, Any] = {"keys": tmp_path / "keys.db", "batch_concurrent": 1}
+    ours = {"authorization": f"Bearer {second}"}
+    lines = [line(f"{k}", "held") for k in range(2)]
+    try:
+        with running_gateway(folder, tmp_path, engine, **fields) as gateway:
+            revoked = {"authorization": f"Bearer {first}"}
+            rotated = create(gateway, jsonl(lines), headers=revoked)
+            until(lambda: len(engine.requests) == 1)
+            store.revoke(first)
+            until(lambda: gateway.http.get("/v1/models", headers=revoked).status_code == 401)
+            engine.gate.set()
+            assert counts(ended(gateway, rotated, ours)) == (2, 2, 0)  # with the other key
+            today = partial(store.usage, n_days=1, now_s=time.time())
+            until(lambda: len(asked_of(today())) == 2)
+            assert asked_of(today()) == {first[:12], second[:12]}
+
+            engine.gate.clear()
+            batch_id = create(gateway, jsonl(lines), headers=ours)
+            until(lambda: len(engine.requests) == 3)
+            store.revoke(second)
+            until(lambda: gateway.http.get("/v1/models", headers=ours).status_code == 401)
+            engine.gate.set()
+            third = {"authorization": f"Bearer {store.create('us')}"}
+            until(lambda: gateway.http.get("/v1/models", headers=third).status_code == 200)
+            assert ended(gateway, batch_id, third).has_ended
+    finally:
+        engine.gate.set()
+        store.close()
+
+
+def asked_of(rows: list[KeyUsage]) -> set[str]:
+    return {row.key for row in rows if row.completion_tokens}
+
+
+def test_a_limited_key_is_waited_for(folder: Path, tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "keys.db")
+    limited = {"authorization": f"Bearer {store.create('us', requests_per_min=60)}"}
+    free = {"authorization": f"Bearer {store.create('us')}"}
+    with running_gateway(folder, tmp_path, keys=tmp_path / "keys.db") as gateway:
+        batch_id = create(gateway, jsonl([line(f"{k}") for k in range(30)]), headers=limited)
+        until(lambda: counts(batch_of(gateway, batch_id, free))[1] == 28)
+        left = gateway.http.get("/v1/models", headers=limited)  # half is for those who wait
+        assert int(left.headers["x-ratelimit-remaining-requests"]) >= 28
+        assert counts(ended(gateway, batch_id, free)) == (30, 30, 0)
     store.close()

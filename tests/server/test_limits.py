@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -38,8 +38,8 @@ def allowance(clock: Clock, **limits: int) -> Allowance:
     return Allowance(key, clock_s=clock)
 
 
-def ask(allowed: Allowance) -> None:
-    with allowed.request():
+async def ask(allowed: Allowance) -> None:
+    async with allowed.request():
         pass
 
 
@@ -49,56 +49,65 @@ def told(allowed: Allowance, what: str) -> dict[str, str]:
     return {k: headers[start.format(k)] for k in ("limit", "remaining", "reset")}
 
 
-def test_requests_of_a_minute_come_back_evenly(clock: Clock) -> None:
+async def test_requests_of_a_minute_come_back_evenly(clock: Clock) -> None:
     allowed = allowance(clock, requests_per_min=3)
     for _ in range(3):
-        ask(allowed)
+        await ask(allowed)
     with pytest.raises(RateLimited, match="3 requests a minute, this request takes 1") as refused:
-        ask(allowed)
+        await ask(allowed)
     assert refused.value.retry_after_s == pytest.approx(20)
     assert told(allowed, "requests") == {"limit": "3", "remaining": "0", "reset": "60.000s"}
 
     clock.now_s += 19.9
     with pytest.raises(RateLimited):
-        ask(allowed)
+        await ask(allowed)
     clock.now_s += 0.2
-    ask(allowed)
+    await ask(allowed)
     clock.now_s += 3600
     assert told(allowed, "requests") == {"limit": "3", "remaining": "3", "reset": "0.000s"}
 
 
-def test_visual_tokens_are_paid_once_a_request(clock: Clock) -> None:
+async def test_visual_tokens_are_paid_once_a_request(clock: Clock) -> None:
     allowed = allowance(clock, visual_tokens_per_min=600)
     caller = Caller(allowance=allowed)
     for _ in range(3):  # measured anew for another engine
-        caller.pay(400)
+        await caller.pay(400)
     assert told(allowed, "visual-tokens")["remaining"] == "200"
 
     with pytest.raises(RateLimited, match="this request takes 400") as refused:
-        Caller(allowance=allowed).pay(400)
+        await Caller(allowance=allowed).pay(400)
     assert refused.value.retry_after_s == pytest.approx(20)
-    Caller(allowance=allowed).pay(200)
+    await Caller(allowance=allowed).pay(200)
     with pytest.raises(TooManyMedia, match="601 visual tokens, this key may send 600 a minute"):
-        Caller(allowance=allowed).pay(601)
+        await Caller(allowance=allowed).pay(601)
 
 
-def test_requests_at_the_same_time(clock: Clock) -> None:
+def test_several_answers_of_a_request_add_up(clock: Clock) -> None:
+    caller = Caller(allowance=allowance(clock))
+    caller.note_tokens(prompt=100, visual=80, completion=7)
+    caller.note_tokens(prompt=110, visual=80, completion=5)
+    usage = caller.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (210, 12)
+    assert (usage.requests, usage.visual_tokens) == (1, 80), "of media that were sent once"
+
+
+async def test_requests_at_the_same_time(clock: Clock) -> None:
     allowed = allowance(clock, n_concurrent=2, requests_per_min=3)
-    with ExitStack() as running:
-        running.enter_context(allowed.request())
-        running.enter_context(allowed.request())
+    async with AsyncExitStack() as running:
+        await running.enter_async_context(allowed.request())
+        await running.enter_async_context(allowed.request())
         with pytest.raises(RateLimited, match="2 requests of this key are being answered"):
-            ask(allowed)
-    ask(allowed)  # and the refused one was not taken from the minute's
+            await ask(allowed)
+    await ask(allowed)  # and the refused one was not taken from the minute's
     with pytest.raises(RateLimited, match="a minute"):
-        ask(allowed)
+        await ask(allowed)
 
 
-def test_no_limits_no_headers(clock: Clock) -> None:
+async def test_no_limits_no_headers(clock: Clock) -> None:
     free = allowance(clock)
     for _ in range(1000):
-        ask(free)
-    Caller(allowance=free).pay(10**9)
+        await ask(free)
+    await Caller(allowance=free).pay(10**9)
     assert free.headers() == []
     assert Caller().headers() == []
 
@@ -124,3 +133,25 @@ async def test_visual_tokens_of_a_prompt_are_counted(folder: Path) -> None:
 
     nothing = await measure(turns, await gate.check([], []), checkpoint)
     assert nothing.n_visual_tokens == 0
+
+
+def test_the_background_leaves_half_to_others(clock: Clock) -> None:
+    has = allowance(clock, requests_per_min=10, visual_tokens_per_min=1000, n_concurrent=1)
+    with has.request(), has.request(is_background=True), has.request(is_background=True):
+        for _ in range(2):
+            with has.request(is_background=True):
+                pass
+        with pytest.raises(RateLimited) as refused, has.request(is_background=True):
+            pytest.fail("half of it is left to others")
+        assert refused.value.retry_after_s == pytest.approx(6)
+    with has.request():
+        pass
+
+    has.take_visual_tokens(500, is_background=True)
+    with pytest.raises(RateLimited):
+        has.take_visual_tokens(1, is_background=True)
+    has.take_visual_tokens(500)
+    clock.now_s += 60
+    has.take_visual_tokens(900, is_background=True)  # of a full bucket also more than half
+    with pytest.raises(TooManyMedia):
+        has.take_visual_tokens(1001, is_background=True)

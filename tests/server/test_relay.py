@@ -15,9 +15,11 @@ from molmo_server.answers.reading import AnswerReader
 from molmo_server.answers.relay import StreamRelay
 from molmo_server.engine_pool.fake import stream_events
 from molmo_server.media.gate import CheckedImage, CheckedMedia
+from molmo_server.media.handing import MediaFile
 from tests.support.gateway import events_of
 
-MEDIA = CheckedMedia(images=(CheckedImage(url="data:", size_hw=(100, 200)),))
+FILE = MediaFile(data=b"", mime="image/png")
+MEDIA = CheckedMedia(images=(CheckedImage(file=FILE, size_hw=(100, 200)),))
 IDENTITY = {"id": "chatcmpl-1", "created": 5, "model": "m"}
 DONE = b"data: [DONE]\n\n"
 
@@ -148,6 +150,18 @@ def test_what_came_before_a_failure_is_passed_on() -> None:
 
     assert relay.feed(begun + b'data: {"error": {"message": "dead"}}\n\n' + DONE) == begun
     assert relay.has_ended
+    with pytest.raises(EngineFailed, match="failed in the middle"):
+        relay.check_end()
+
+
+@pytest.mark.parametrize(
+    "event", [b"{", b"\xff", b"[]", b"7", b'{"choices": [{}]}', b'{"choices": [{"index": 0}]}']
+)
+def test_an_event_that_is_no_chunk_is_a_failure(event: bytes) -> None:
+    relay = new_relay()
+    begun = stream_of("abc")
+
+    assert relay.feed(begun + b"data: " + event + b"\n\n" + DONE) == begun
     with pytest.raises(EngineFailed, match="failed in the middle"):
         relay.check_end()
 

@@ -29,7 +29,7 @@ async def test_a_picture_is_sent_to_the_engine_as_its_bytes(world: Internet) -> 
     checked = await gate.check([CAT], [])
 
     [image] = checked.images
-    assert image.url == f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+    assert image.file.data_url() == f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
     assert image.size_hw == (30, 40)
 
 

@@ -117,6 +117,10 @@ def test_the_documents_describe_every_route(gateway: RunningGateway) -> None:
     assert operations == verbs | operating | admin | media | files | batches | openai
     for name in references(document):
         assert name.removeprefix("#/components/schemas/") in schemas
+    assert set(schemas["TrackRequest"]["required"]) == {"video_url"}
+    for verb in ("point", "count", "track"):
+        content = document["paths"][f"/v1/{verb}"]["post"]["responses"]["200"]["content"]
+        assert set(content) == {"application/json", "text/event-stream"}
     assert set(schemas["QueryRequest"]["required"]) == {"question"}
     assert gateway.http.get("/docs").status_code == 200
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,6 +112,41 @@ def test_a_request_in_flight_is_finished_before_the_end(folder: Path, tmp_path: 
         assert rest.endswith(b"data: [DONE]\n\n")
         assert b'"grounding"' in rest
         server.communicate(timeout=60)
+    assert server.returncode == 0
+
+
+def test_a_server_that_ends_says_so_first(folder: Path, tmp_path: Path) -> None:
+    with started(serve_fake(folder, tmp_path), MOLMO_LEAVE_NOTICE_S="3") as server:
+        address, _ = address_of(server)
+        assert httpx2.get(f"{address}/ready").status_code == 200
+        server.send_signal(signal.SIGTERM)
+
+        until(lambda: httpx2.get(f"{address}/ready").status_code == 503, limit_s=2)
+        refused = httpx2.get(f"{address}/ready")
+        assert "this server is ending" in refused.json()["error"]["message"]
+        body = {"messages": [{"role": "user", "content": "Hi"}]}
+        assert httpx2.post(f"{address}/v1/chat/completions", json=body).status_code == 200
+        server.communicate(timeout=60)
+    assert server.returncode == 0
+
+
+def test_what_does_not_end_in_time_is_cut(folder: Path, tmp_path: Path) -> None:
+    with started(serve_fake(folder, tmp_path), MOLMO_DRAIN_S="1") as server:
+        address, _ = address_of(server)
+        body = {"messages": [{"role": "user", "content": "[hang]"}]}
+        url = f"{address}/v1/chat/completions"
+        with ThreadPoolExecutor(1) as threads:
+            asking = threads.submit(httpx2.post, url, json=body, timeout=60)
+            running = 'molmo_engine_in_flight{engine="engine-0"} 1.0'
+            until(lambda: running in httpx2.get(f"{address}/metrics").text)
+            began = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            _, words = server.communicate(timeout=60)
+            assert time.monotonic() - began < 10
+            refused = asking.result()
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.json()["error"]["code"] == "engine_unavailable"
+    assert "Traceback" not in words
     assert server.returncode == 0
 
 

@@ -28,8 +28,8 @@ from tests.support.gateway import until
 N_HEADS, N_BODIES, N_READERS = 300, 175, 25
 N_WORDS, N_CHOICES = 1000, 4
 """Of a long answer: more than all buffers on its way can hold."""
-HEAD_S, BODY_S, WRITE_S = 3.0, 2.5, 4.0
-SETTLED_S = 2.0
+HEAD_S, BODY_S, WRITE_S = 2.0, 1.5, 2.5
+SETTLED_S = 1.0
 """Of the storm: all are there, what goes into the buffers of those who do not read has gone."""
 FACTOR = 5
 """Of the 99th percentile of the good requests (or 0.1 s, if that is more) and of their median (or
@@ -186,7 +186,7 @@ async def storm(server: Server) -> tuple[list[float], list[float]]:
 
 async def calm(server: Server) -> list[float]:
     ended = asyncio.Event()
-    asyncio.get_running_loop().call_later(1.5, ended.set)
+    asyncio.get_running_loop().call_later(1.0, ended.set)
     return await good_ones(server, ended)
 
 

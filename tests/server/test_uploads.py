@@ -184,7 +184,10 @@ async def test_many_uploads_at_once_above_the_quota(tmp_path: Path) -> None:
     assert 0 < spool.n_bytes == sum(map(len, kept.values())) <= quota
     [url] = [f"media://{name}" for name in list(kept)[:1]]
     [image] = (await gate.check([url], [])).images
-    assert base64.b64decode(image.url.partition(",")[2]) == kept[url.removeprefix("media://")]
+    assert (
+        base64.b64decode(image.file.data_url().partition(",")[2])
+        == kept[url.removeprefix("media://")]
+    )
     spool.close()
 
 

@@ -92,8 +92,7 @@ def ask(http: httpx2.Client, number: int, *, is_constrained: bool) -> tuple[list
     codes = [w["code"] for w in answer["warnings"] if w["code"] != "duplicate_point"]
     if answer["finish_reason"] == "length":  # what is whole is kept: that is all there is to ask
         codes = [code for code in codes if code not in CUT]
-    places = answer.get("points", answer.get("tracks"))
-    if answer["finish_reason"] != "length" and bool(places) != answer["found"]:
+    if answer["finish_reason"] != "length" and answer["status"] == "unreadable":
         codes.append("neither places nor none")
     if verb == "count" and answer["count"] != len(answer["points"]) and answer["found"]:
         codes.append("another count")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -13,6 +13,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from molmo_core.api_requests import MediaOptions
 from molmo_core.prompts import Subtitle, Turn, render_subtitles
 
 _WORDS = [
@@ -42,6 +43,7 @@ class Conversation:
     """PNG files."""
     video: bytes | None = None
     subtitles: str = ""
+    options: MediaOptions = field(default_factory=MediaOptions)
 
     def messages(self) -> list[dict[str, Any]]:
         """As an OpenAI client sends it; media stand in the first message."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from molmo_server.media.options import engine_fields
 from tests.support.conversations import Conversation
 from tests.support.engine import EngineRefusal, RunningEngine
 from tests.support.reference import Reference
@@ -45,10 +46,16 @@ class Difference:
 
 
 def ask(
-    engine: RunningEngine, conversation: Conversation, *, n_steps: int, with_prompt: bool = True
+    engine: RunningEngine,
+    conversation: Conversation,
+    *,
+    n_steps: int,
+    with_prompt: bool = True,
+    **fields: Any,
 ) -> Answer:
     """Greedy answer of exactly `n_steps` tokens; without the prompt's values the cache is read."""
-    fields: dict[str, Any] = {"prompt_logprobs": 0} if with_prompt else {}
+    if with_prompt:
+        fields["prompt_logprobs"] = 0
     if conversation.subtitles:
         fields["chat_template_kwargs"] = {"subtitles": conversation.subtitles}
     body = engine.chat(
@@ -57,6 +64,7 @@ def ask(
         ignore_eos=True,
         logprobs=True,
         return_token_ids=True,
+        **engine_fields(conversation.options, tenant_salt=""),
         **fields,
     )
     values = body.get("prompt_logprobs")

@@ -21,6 +21,7 @@ from molmo_core.videos import VideoGeometry, prepare_frames, probe_video, sample
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.video_io import decode_frames
+from molmo_server.media.options import image_geometry, video_geometry
 from tests.support.conversations import Conversation
 
 BOS = TURN_END
@@ -55,9 +56,11 @@ class Reference:
         )
         media: dict[str, torch.Tensor] = {}
         if conversation.images:
-            text, media = _with_images(text, conversation.images)
+            images = image_geometry(ImageGeometry(), conversation.options)
+            text, media = _with_images(text, conversation.images, images)
         if conversation.video is not None:
-            text, media = _with_video(text, conversation.video)
+            video = video_geometry(VideoGeometry(), conversation.options)
+            text, media = _with_video(text, conversation.video, video)
         ids = self.tokenizer.encode(BOS + text, add_special_tokens=False).ids
         return Inputs(ids=ids, media=media)
 
@@ -80,8 +83,9 @@ class Reference:
         return torch.log_softmax(logits.float(), dim=-1)
 
 
-def _with_images(text: str, files: tuple[bytes, ...]) -> tuple[str, dict[str, torch.Tensor]]:
-    geometry = ImageGeometry()
+def _with_images(
+    text: str, files: tuple[bytes, ...], geometry: ImageGeometry
+) -> tuple[str, dict[str, torch.Tensor]]:
     prepared = [
         prepare_image(np.asarray(Image.open(io.BytesIO(f)).convert("RGB")), geometry) for f in files
     ]
@@ -95,11 +99,16 @@ def _with_images(text: str, files: tuple[bytes, ...]) -> tuple[str, dict[str, to
     )
 
 
-def _with_video(text: str, file: bytes) -> tuple[str, dict[str, torch.Tensor]]:
-    geometry = VideoGeometry()
+def _with_video(
+    text: str, file: bytes, geometry: VideoGeometry
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """As in training: a part of a file is a clip of its own, whose times begin at 0."""
     info = probe_video(file)
-    times = sample_times(info.duration_s, geometry, source_fps=info.fps)
-    prepared = prepare_frames(decode_frames(file, times), geometry)
+    start_s = geometry.start_s
+    end_s = min(geometry.end_s or info.duration_s, info.duration_s)
+    times = sample_times(end_s - start_s, geometry, source_fps=info.fps)
+    frames = decode_frames(file, [start_s + time_s for time_s in times])
+    prepared = prepare_frames(frames, geometry)
     text = text.replace(VIDEO, video_text(times, geometry), 1)
     return text, _tensors(
         pixel_values_videos=prepared.crops,

@@ -96,7 +96,7 @@ def _none(rng: np.random.Generator, key: str) -> Sample:
     query = sample_queries(rng, scene.objects, 1, negative_rate=1.0)[0]
 
     def score(answer: api.PointAnswer) -> Score:
-        return scoring.right_or_wrong(not answer.found and not answer.points)
+        return scoring.right_or_wrong(answer.status == "none")
 
     return _about_one(key, "none", "point", scene, query.label, score)
 

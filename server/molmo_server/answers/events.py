@@ -21,6 +21,8 @@ from molmo_server.errors import error_body
 PREFIX = b"data: "
 END = b"\n\n"
 LAST = PREFIX + b"[DONE]"
+_NO_CHUNK = (orjson.JSONDecodeError, AttributeError, IndexError, KeyError, TypeError)
+"""What reading something else than a chunk of a completion raises."""
 _NOT_PLAIN = re.compile(rb'["\\\n]')
 _TEXT = re.compile(rb'("delta":\{"content":")((?:[^"\\]|\\.)*)"\}')
 
@@ -126,7 +128,10 @@ class EngineEvents:
         for raw in events:
             found = EngineEvent(raw)
             if raw.startswith(PREFIX):
-                self._look_at(raw[len(PREFIX) :], found)
+                try:
+                    self._look_at(raw[len(PREFIX) :], found)
+                except _NO_CHUNK:
+                    self.end = "failed"
             if self.end is not None:
                 return
             yield found

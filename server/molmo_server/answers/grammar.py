@@ -37,7 +37,7 @@ class AnswerShape:
     after_s: float | None = None
 
     def moments_s(self, video: CheckedVideo) -> tuple[float, ...]:
-        """Those of the video's frames that the answer is about.
+        """Those of the video's frames that the answer is about, as the model is told them.
 
         Raises InvalidRequest when there are none, or fewer a second than `frame_rate`.
         """
@@ -46,11 +46,12 @@ class AnswerShape:
             times_s = _at_rate(times_s, self.frame_rate)
         if self.after_s is None:
             return times_s
-        later = tuple(t for t in times_s if round(t, 1) > round(self.after_s, 1))
+        after_s = self.after_s - video.start_s
+        later = tuple(t for t in times_s if round(t, 1) > round(after_s, 1))
         if not later:
             raise InvalidRequest(
                 f"got a point at {self.after_s:g} s, and the last frame that is looked at is at "
-                f"{video.frame_times_s[-1]:.1f} s; give points of earlier moments",
+                f"{video.file_times_s[-1]:.1f} s; give points of earlier moments",
                 param="points",
             )
         return later

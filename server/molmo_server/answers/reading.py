@@ -67,19 +67,24 @@ class AnswerReader:
         self.late = self._observed([p for p in read.observations if p.span[0] > self._read_until])
         if self._max_points is not None:
             read = _cut(read, self._max_points)
-        if any(image.cut is not None for image in self._media.images):
-            read = replace(read, points=tuple(map(self._media.in_whole, read.points)))
+        if self._media.is_part:
+            read = self._in_whole(read)
         video = self._media.video
         grounding = api.Grounding.from_grounding(
             read,
             media=self._described,
             video=video.info if video else None,
-            frame_times_s=video.frame_times_s if video else (),
+            frame_times_s=video.file_times_s if video else (),
             confidences=self._confidences,
         )
         if self._on_close is not None:
             self._on_close(grounding)
         return grounding
+
+    def _in_whole(self, read: Grounding) -> Grounding:
+        in_whole = self._media.in_whole
+        tracks = [replace(t, points=tuple(map(in_whole, t.points))) for t in read.tracks]
+        return replace(read, points=tuple(map(in_whole, read.points)), tracks=tuple(tracks))
 
     def _observed(self, points: Sequence[Point]) -> list[api.Observation]:
         video = self._media.video

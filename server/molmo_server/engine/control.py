@@ -3,7 +3,7 @@
 vLLM attaches this plugin (`vllm.endpoint_plugins: molmo_control`) to the API server of an engine.
 The engine listens on a Unix socket that only the gateway opens, so the routes ask for no key.
 
-    GET  /molmo/weights                              what is loaded
+    GET  /molmo/weights                              what is loaded, and what requests may ask
     POST /molmo/weights {"folder": …, "version": …}  load those
 
 Knows: vLLM's calls for pausing, reloading and resetting caches, and their order. Does not know:
@@ -125,6 +125,7 @@ class ControlPlugin:
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         answering = state.openai_serving_chat
         version = answering.system_fingerprint or ""
+        state.molmo_takes_media_options = bool(args.trust_request_mm_kwargs)
         state.molmo_weights = WeightSwapper(engine_client, answering, args.model, version)
 
 
@@ -132,9 +133,14 @@ def control_router() -> APIRouter:
     router = APIRouter()
 
     @router.get("/molmo/weights")
-    async def loaded(request: Request) -> dict[str, str]:
-        swapper: WeightSwapper = request.app.state.molmo_weights
-        return {"folder": swapper.folder, "version": swapper.version}
+    async def loaded(request: Request) -> dict[str, Any]:
+        state = request.app.state
+        swapper: WeightSwapper = state.molmo_weights
+        return {
+            "folder": swapper.folder,
+            "version": swapper.version,
+            "takes_media_options": state.molmo_takes_media_options,
+        }
 
     @router.post("/molmo/weights")
     async def load(wanted: WeightsRequest, request: Request) -> JSONResponse:

@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from molmo_core.api_requests import MOST_FRAMES
 from molmo_core.errors import CheckpointError
 from molmo_core.videos import VideoGeometry
 
@@ -43,6 +44,10 @@ class EngineSettings:
     """CPU only: memory for keys and values."""
     media_cache_gib: float = 1.0
     """Memory for preprocessed media, in the API process and again in the engine core."""
+    frame_cache_gib: float = 0.5
+    """Memory for decoded frames in the API process, so that a known video is not decoded again."""
+    media_folder: Path | None = None
+    """Of the gateway: media in it may be named as `file://` URLs, none elsewhere."""
     has_prefix_cache: bool = True
     drafts: Drafts = "off"
     """Whether answers that point are drafted ahead; "auto": on CPUs."""
@@ -80,7 +85,10 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         "--limit-mm-per-prompt": {"image": settings.max_images, "video": settings.max_videos},
         "--media-io-kwargs": {
             "image": {"image_mode": None},  # the processor turns to RGB, as in training
-            "video": _video_settings(settings.checkpoint),
+            "video": {
+                **_video_settings(settings.checkpoint),
+                "frame_cache_bytes": int(settings.frame_cache_gib * 1024**3),
+            },
         },
         "--allowed-media-domains": "invalid",  # the engine fetches nothing
         # One grammar compiler for all: a second one, which vLLM falls back on, would take its
@@ -92,6 +100,8 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
         "--shutdown-timeout": settings.shutdown_timeout_s,
         "--max-num-queued-reqs": settings.max_queued,
     }
+    if settings.media_folder is not None:
+        flags["--allowed-local-media-path"] = settings.media_folder
     if settings.otlp_endpoint is not None:  # the whole URL, as vLLM passes it to its exporter
         flags["--otlp-traces-endpoint"] = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
     if n_drafted:
@@ -101,6 +111,7 @@ def engine_command(settings: EngineSettings) -> tuple[list[str], dict[str, str]]
             "num_speculative_tokens": n_drafted,
         }
     switches = [
+        "--trust-request-mm-kwargs",  # the gateway writes all requests, callers' fields never pass
         "--enable-prefix-caching" if settings.has_prefix_cache else "--no-enable-prefix-caching",
         "--enable-prompt-tokens-details",  # how much of a prompt was cached
         "--enable-request-id-headers",
@@ -161,9 +172,11 @@ def _video_settings(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's frame sampling, as the engine's video loader takes it."""
     fields = _video_processor_fields(checkpoint)
     defaults = VideoGeometry()
+    n_frames = fields.get("num_frames", defaults.max_frames)
     return {
         "video_backend": "molmo2",
-        "num_frames": fields.get("num_frames", defaults.max_frames),
+        "num_frames": n_frames,
+        "most_frames": max(n_frames, MOST_FRAMES),
         "frame_sample_mode": fields.get("frame_sample_mode", defaults.sample_mode),
         "max_fps": fields.get("max_fps", defaults.max_fps),
         "sampling_fps": fields.get("sampling_fps", defaults.sampling_fps),

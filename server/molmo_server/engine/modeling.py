@@ -3,6 +3,7 @@
 What differs from the stock class, which is kept for everything else:
 
 * image features are *added* to the embedding of their `<im_patch>` token, not put in its place;
+* pixels come as bytes and are normalised portion by portion;
 * the vision tower keeps the hidden states that are used, not those of all layers, and works in
   portions, so a long video does not need memory for all frames in all layers;
 * a checkpoint with tied embeddings need not store the output matrix.
@@ -96,12 +97,23 @@ class FaithfulMolmo2(Molmo2ForConditionalGeneration):
 
 
 def encode_crops(backbone: Molmo2VisionBackbone, crops: torch.Tensor) -> torch.Tensor:
-    """(1, crops, patches, pixels) → (1, crops, patches, width of all used layers together)."""
+    """(1, crops, patches, pixels) → (1, crops, patches, width of all used layers together).
+
+    `crops` holds bytes, 0 to 255, in the number format of the model: 16 bits hold them exactly.
+    """
     batch, n_crops, n_patches, n_pixels = crops.shape
     flat = crops.reshape(batch * n_crops, n_patches, n_pixels)
     portions = torch.split(flat, _CROPS_PER_PORTION)
-    encoded = [_encode_portion(backbone.image_vit, p, backbone.vit_layers) for p in portions]
+    encoded = [
+        _encode_portion(backbone.image_vit, _normalised(portion), backbone.vit_layers)
+        for portion in portions
+    ]
     return torch.cat(encoded).view(batch, n_crops, n_patches, -1)
+
+
+def _normalised(values: torch.Tensor) -> torch.Tensor:
+    """Bytes → −1…1 by the steps of `molmo_core.pixels.normalised`, in float32 and then rounded."""
+    return values.float().div(255).sub_(0.5).mul_(2).to(values.dtype)
 
 
 def _encode_portion(tower: Any, crops: torch.Tensor, used_layers: Sequence[int]) -> torch.Tensor:

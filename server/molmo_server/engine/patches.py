@@ -125,10 +125,10 @@ def feed_stock_model() -> None:
     from vllm.model_executor.models import molmo2
     from vllm.multimodal import MULTIMODAL_REGISTRY
 
-    from molmo_server.engine.processing import FaithfulProcessingInfo, FaithfulProcessor
+    from molmo_server.engine.processing import FaithfulProcessingInfo, FloatProcessor
 
     MULTIMODAL_REGISTRY.register_processor(
-        FaithfulProcessor,
+        FloatProcessor,
         info=FaithfulProcessingInfo,
         dummy_inputs=molmo2.Molmo2DummyInputsBuilder,
     )(molmo2.Molmo2ForConditionalGeneration)

@@ -1,9 +1,10 @@
-"""From media to what the engine's Molmo2 takes, with `molmo_hf`'s processors.
+"""From media to what the engine's Molmo2 takes, as `molmo_hf`'s processors prepare them.
 
 What differs from vLLM's own processor:
 
 * token layouts come from the processed item itself, not from a second computation of the tiling
   with default settings, so they cannot disagree with the pixels;
+* pixels stay bytes until the model normalises them (`modeling`);
 * a video brings the target time of each frame; it is never sampled again here;
 * pictures are turned to RGB as in training (alpha dropped, not painted white).
 
@@ -14,10 +15,12 @@ decoding (`video_loader`), the model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers import BatchFeature
 from vllm.model_executor.models.molmo2 import (
@@ -30,9 +33,18 @@ from vllm.multimodal.inputs import MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate, PromptUpdateDetails
 
-from molmo_core.images import ImageGrid, image_tokens
+from molmo_core.api_requests import MOST_CROPS
+from molmo_core.images import (
+    cut_image,
+    grid_of,
+    image_pooling,
+    image_tokens,
+    tiling_of,
+)
+from molmo_core.pixels import normalised
 from molmo_core.tokens import SpecialIds
-from molmo_core.videos import frame_tokens, timestamp_text
+from molmo_core.videos import cut_frames, frame_pooling, frame_tokens, timestamp_text
+from molmo_hf.image_processing_molmo2 import rgb_pixels
 from molmo_hf.video_processing_molmo2 import FRAME_TIMES
 
 
@@ -61,69 +73,67 @@ class FaithfulProcessingInfo(Molmo2ProcessingInfo):
 
 
 class FaithfulProcessor(Molmo2MultiModalProcessor):
-    """Applies `molmo_hf`'s image and video processors to the items of a request."""
+    """Prepares the items of a request with the geometry of `molmo_hf`'s processors."""
 
     info: FaithfulProcessingInfo
 
     def _apply_hf_processor_main(
         self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, object]
     ) -> BatchFeature:
-        if hf_kwargs:
-            raise ValueError(
-                f"processor settings {sorted(hf_kwargs)} cannot be set for a request: they are "
-                "those the checkpoint was trained with; leave mm_processor_kwargs out"
-            )
+        max_crops = _asked_crops(hf_kwargs)
         hf_data, _, passthrough = self._get_hf_mm_inputs(mm_items, {})
         processed: dict[str, torch.Tensor] = {}
         if images := hf_data.get("images"):
-            processed |= self._process_images(images)
+            processed |= self._process_images(images, max_crops)
         if videos := hf_data.get("videos"):
             processed |= self._process_videos(videos)
         return self._finalize_hf_mm_data(hf_data, {}, passthrough, BatchFeature(processed))
 
-    def _process_images(self, images: Sequence[Any]) -> dict[str, torch.Tensor]:
+    def _process_images(
+        self, images: Sequence[Any], max_crops: int | None
+    ) -> dict[str, torch.Tensor]:
         """One crop tensor for all images; sizes of each are counted beside it."""
-        outputs = self.info.get_hf_processor().image_processor(
-            images=[_rgb(image) for image in images], return_tensors="pt"
-        )
-        geometry, ids = self.info.get_hf_processor().image_geometry(), self.info.ids
-        grids = [ImageGrid(*grid) for grid in outputs["image_grids"].tolist()]
+        trained, ids = self.info.get_hf_processor().image_geometry(), self.info.ids
+        geometry = replace(trained, max_crops=max_crops or trained.max_crops)
+        pixels = [rgb_pixels(_rgb(image)) for image in images]
+        crops = [cut_image(one, geometry) for one in pixels]
+        sizes_hw = [one.shape[:2] for one in pixels]
+        pooling = [image_pooling(*tiling_of(size_hw, geometry), geometry) for size_hw in sizes_hw]
+        grids = [grid_of(size_hw, geometry) for size_hw in sizes_hw]
         token_ids = [[ids[token] for token in image_tokens(grid, geometry)] for grid in grids]
-        n_crops = outputs["image_num_crops"]
+        n_crops = torch.tensor([len(one) for one in crops])
         return {
-            "pixel_values": outputs["pixel_values"],
-            "image_token_pooling": outputs["image_token_pooling"],
+            "pixel_values": self._pixels(crops),
+            "image_token_pooling": torch.from_numpy(np.concatenate(pooling)),
             "image_num_crops": n_crops,
-            "image_num_pooled_patches": torch.tensor(
-                [g.low_rows * g.low_cols + g.high_rows * g.high_cols for g in grids]
-            ),
-            "image_num_patches": n_crops * outputs["pixel_values"].shape[1],
+            "image_num_pooled_patches": torch.tensor([len(one) for one in pooling]),
+            "image_num_patches": n_crops * crops[0].shape[1],
             "image_tokens": torch.tensor([i for ids_ in token_ids for i in ids_]),
             "num_image_tokens": torch.tensor([len(ids_) for ids_ in token_ids]),
         }
 
     def _process_videos(self, videos: Sequence[Any]) -> dict[str, torch.Tensor]:
         """All frames of all videos; frames are taken as they come."""
-        video_processor = self.info.get_hf_processor().video_processor
-        frame_ids = self._frame_ids()
-        outputs = [
-            video_processor(
-                videos=[np.asarray(frames)], do_sample_frames=False, return_tensors="pt"
-            )
-            for frames, _ in videos
-        ]
-        n_frames = torch.tensor([int(o["video_grids"][0][0]) for o in outputs])
-        pixels = torch.cat([o["pixel_values_videos"] for o in outputs])
-        grids = torch.cat([o["video_grids"] for o in outputs])
+        geometry, frame_ids = self.info.get_hf_processor().video_geometry(), self._frame_ids()
+        crops = [cut_frames(np.asarray(frames), geometry) for frames, _ in videos]
+        n_frames = torch.tensor([len(one) for one in crops])
+        pooling = [frame_pooling(len(one), geometry) for one in crops]
         return {
-            "pixel_values_videos": pixels,
-            "video_token_pooling": torch.cat([o["video_token_pooling"] for o in outputs]),
+            "pixel_values_videos": self._pixels(crops),
+            "video_token_pooling": torch.from_numpy(np.concatenate(pooling)),
             "video_num_crops": n_frames,
-            "video_num_pooled_patches": grids.prod(dim=1),
-            "video_num_patches": n_frames * pixels.shape[1],
+            "video_num_pooled_patches": torch.tensor([len(one) for one in pooling]),
+            "video_num_patches": n_frames * crops[0].shape[1],
             "video_tokens": torch.tensor(frame_ids * int(n_frames.sum())),
             "num_video_tokens": n_frames * len(frame_ids),
         }
+
+    def _pixels(self, crops: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        """(crops, patches, patch² · 3) bytes; the model normalises them.
+
+        What is kept in vLLM's caches and sent between its processes is a fourth of the floats.
+        """
+        return torch.from_numpy(np.concatenate(crops))
 
     def _frame_ids(self) -> list[int]:
         ids = self.info.ids
@@ -154,6 +164,26 @@ class FaithfulProcessor(Molmo2MultiModalProcessor):
             PromptReplacement("image", [ids[IMAGE_PROMPT]], image_layout),
             PromptReplacement("video", [ids[VIDEO_PROMPT]], video_layout),
         ]
+
+
+class FloatProcessor(FaithfulProcessor):
+    """For vLLM's own model, which takes normalised values."""
+
+    def _pixels(self, crops: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+        return torch.from_numpy(normalised(np.concatenate(crops)))
+
+
+def _asked_crops(hf_kwargs: Mapping[str, object]) -> int | None:
+    """The one setting that a request may bring (checked by the gateway, and here again)."""
+    asked = dict(hf_kwargs)
+    max_crops = asked.pop("max_crops", None)
+    is_allowed = max_crops is None or (type(max_crops) is int and 1 <= max_crops <= MOST_CROPS)
+    if asked or not is_allowed:
+        raise ValueError(
+            f"got the processor settings {dict(hf_kwargs)}; allowed is max_crops from 1 to "
+            f"{MOST_CROPS}, all else is as the checkpoint was trained: leave it out"
+        )
+    return max_crops  # type: ignore[return-value]
 
 
 def frame_times_s(metadata: Mapping[str, Any]) -> list[float]:

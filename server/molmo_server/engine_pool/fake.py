@@ -58,6 +58,8 @@ class FakeEngine:
     """As if every question had this word."""
     is_healthy: bool = True
     is_wedged: bool = False
+    takes_media_options: bool = True
+    """As engines of ours say."""
     n_tokens: int = 0
     """As the engine's metrics count them."""
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -94,7 +96,10 @@ class FakeEngine:
         )
 
     async def _loaded(self, request: web.Request) -> web.Response:
-        return web.json_response({"version": self.loaded[-1] if self.loaded else "fake"})
+        version = self.loaded[-1] if self.loaded else "fake"
+        return web.json_response(
+            {"version": version, "takes_media_options": self.takes_media_options}
+        )
 
     async def _load(self, request: web.Request) -> web.Response:
         wanted = await request.json()

@@ -79,6 +79,10 @@ class RemoteEngine:
         self.name = name
         self.checkpoint_id = ""
         """Whose weights it has; empty when it was not told."""
+        self.takes_media_options = False
+        """Whether it honours `media.options.engine_fields`; our engines say so."""
+        self.media_folder: Path | None = None
+        """Where it reads files that are named in a request; None: it takes them inside only."""
         self.state = EngineState.STARTING
         self.reason = "the engine has not been looked at yet"
         self.n_in_flight = 0
@@ -322,8 +326,17 @@ class RemoteEngine:
             self.set_state(EngineState.STARTING, self._other_weights())
             return False
         await self._check_answers()
+        self.takes_media_options = await self._says_it_takes_media_options()
         self.set_state(EngineState.READY, "answers")
         return True
+
+    async def _says_it_takes_media_options(self) -> bool:
+        status, text = await self._get(WEIGHTS_PATH)
+        try:
+            content = orjson.loads(text) if status == 200 else {}
+        except orjson.JSONDecodeError:
+            return False  # not one of ours
+        return isinstance(content, dict) and content.get("takes_media_options") is True
 
     async def _check_answers(self) -> None:
         """Nothing is known of what an engine of others should answer."""

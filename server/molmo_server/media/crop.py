@@ -5,7 +5,6 @@ Knows: pixels, EXIF. Does not know: requests, prompts, what files are allowed (`
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps
 from molmo_core.api import Region
 from molmo_core.errors import InvalidRequest
 from molmo_server.media.gate import CheckedImage, Cut
+from molmo_server.media.handing import MediaFile
 
 _LEAST_SIDE_PX = 2
 _KEPT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
@@ -35,16 +35,14 @@ def crop(image: CheckedImage, region: Region, *, max_aspect: float) -> CheckedIm
             f"{_LEAST_SIDE_PX} a side and an aspect of at most {max_aspect:g}:1 are needed",
             param="region",
         )
-    data = base64.b64decode(image.url.partition(",")[2])
-    with Image.open(io.BytesIO(data)) as picture:
+    with Image.open(io.BytesIO(image.file.data)) as picture:
         shown = ImageOps.exif_transpose(picture)
         part = shown.crop((left, top, right, bottom))
     buffer = io.BytesIO()
     kept = part if part.mode in _KEPT_MODES else part.convert("RGB")
     kept.save(buffer, format="PNG", compress_level=1)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
     return CheckedImage(
-        url=f"data:image/png;base64,{encoded}",
+        file=MediaFile(data=buffer.getvalue(), mime="image/png"),
         size_hw=size_hw,
         cut=Cut(left_px=left, top_px=top, whole_hw=image.size_hw),
     )

@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from molmo_core import api
 from molmo_core.errors import InvalidMedia, TooManyMedia
 from molmo_core.points import Point
-from molmo_core.videos import VideoGeometry, VideoInfo, sample_times
+from molmo_core.videos import VideoGeometry, VideoInfo, sample_part
+from molmo_server.media.handing import MediaFile
 from molmo_server.media.look import Kind, Look, Looks, check_length
 from molmo_server.media.probe import container_type
 from molmo_server.media.remote import RemoteMedia
@@ -42,8 +43,7 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedImage:
-    url: str
-    """Data URL of the bytes that were checked."""
+    file: MediaFile
     size_hw: tuple[int, int]
     """As displayed: after EXIF rotation."""
     sha256: str = ""
@@ -53,11 +53,18 @@ class CheckedImage:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedVideo:
-    url: str
+    file: MediaFile
     info: VideoInfo
     sha256: str = ""
     frame_times_s: tuple[float, ...] = ()
-    """Of the frames that the model sees, see `CheckedMedia.sampled`."""
+    """Of the frames that the model sees, as it is told them: seconds from `start_s`. See
+    `CheckedMedia.sampled`."""
+    start_s: float = 0.0
+    """Where the part begins that is sampled, seconds from the begin of the file."""
+
+    @property
+    def file_times_s(self) -> tuple[float, ...]:
+        return tuple(self.start_s + time_s for time_s in self.frame_times_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +81,15 @@ class CheckedMedia:
         return first.sha256 if first is not None else ""
 
     def sampled(self, geometry: VideoGeometry) -> CheckedMedia:
-        """The same, with the times of the frames that a checkpoint of this geometry looks at."""
+        """The same, with the times of the frames that a checkpoint of this geometry looks at.
+
+        Raises InvalidRequest for a part that the video does not have.
+        """
         if self.video is None:
             return self
-        info = self.video.info
-        times = sample_times(info.duration_s, geometry, source_fps=info.fps)
-        return CheckedMedia(video=replace(self.video, frame_times_s=tuple(times)))
+        times = sample_part(self.video.info, geometry)
+        video = replace(self.video, frame_times_s=times.clip_s, start_s=times.start_s)
+        return CheckedMedia(video=video)
 
     def described(self) -> list[api.Media]:
         if self.video is not None:
@@ -100,8 +110,16 @@ class CheckedMedia:
             for k, (height, width) in enumerate(sizes_hw)
         ]
 
+    @property
+    def is_part(self) -> bool:
+        """Whether the model saw less than the caller sent: `in_whole` makes a difference."""
+        is_late = self.video is not None and self.video.start_s > 0
+        return is_late or any(image.cut is not None for image in self.images)
+
     def in_whole(self, point: Point) -> Point:
         """A place in what the model saw as a place in what the caller sent."""
+        if self.video is not None and point.time_s is not None:
+            return replace(point, time_s=self.video.start_s + point.time_s)
         cut = None if self.video else self.images[point.media_index].cut
         if cut is None:
             return point
@@ -113,13 +131,15 @@ class CheckedMedia:
             y=round((cut.top_px + point.y * height) / whole_height, _PLACE_DIGITS),
         )
 
-    def parts(self) -> list[dict[str, object]]:
+    async def parts(self, url_of: Callable[[MediaFile], Awaitable[str]]) -> list[dict[str, object]]:
         """Content parts of a chat message."""
         parts: list[dict[str, object]] = [
-            {"type": "image_url", "image_url": {"url": image.url}} for image in self.images
+            {"type": "image_url", "image_url": {"url": await url_of(image.file)}}
+            for image in self.images
         ]
         if self.video is not None:
-            parts.append({"type": "video_url", "video_url": {"url": self.video.url}})
+            url = await url_of(self.video.file)
+            parts.append({"type": "video_url", "video_url": {"url": url}})
         return parts
 
 
@@ -145,8 +165,10 @@ class MediaGate:
         self._looks = Looks(settings, on_known, on_look)
         self._turns = asyncio.Semaphore(settings.max_probes)
 
-    async def check(self, images: Sequence[str], videos: Sequence[str]) -> CheckedMedia:
-        """Check the media of one prompt by their URLs.
+    async def check(
+        self, images: Sequence[str], videos: Sequence[str], *, owner: str = ""
+    ) -> CheckedMedia:
+        """Check the media of one prompt by their URLs; uploads are found among the owner's.
 
         Raises TooManyMedia, InvalidMedia, MediaNotFound.
         """
@@ -162,47 +184,44 @@ class MediaGate:
             )
         checked = []
         for k, url in enumerate(images):
-            data_url, look = await self._check(url, f"image {k + 1}", "image")
-            checked.append(CheckedImage(url=data_url, size_hw=look.size_hw, sha256=look.sha256))
+            file, look = await self._check(url, f"image {k + 1}", "image", owner)
+            checked.append(CheckedImage(file=file, size_hw=look.size_hw, sha256=look.sha256))
         for url in videos:
-            data_url, look = await self._check(url, "the video", "video")
+            file, look = await self._check(url, "the video", "video", owner)
             assert look.video is not None
-            return CheckedMedia(
-                video=CheckedVideo(url=data_url, info=look.video, sha256=look.sha256)
-            )
+            return CheckedMedia(video=CheckedVideo(file=file, info=look.video, sha256=look.sha256))
         return CheckedMedia(images=tuple(checked))
 
-    async def keep(self, data: bytes) -> api.UploadedMedia:
+    async def keep(self, data: bytes, *, owner: str = "") -> api.UploadedMedia:
         """Check a file and store it under its content's id; raises InvalidMedia."""
         kind: Kind = "video" if container_type(data) else "image"
         check_length(len(data), "the file", self._limit_bytes(kind))
         async with self._turns:
-            look = await self._looks.look(data, "the file", kind)
-        return _uploaded(await self.spool.put(look.sha256, data), look)
+            look = await self._looks.look(data, "the file", kind, owner)
+        return _uploaded(await self.spool.put(look.sha256, data, owner), look)
 
-    async def facts(self, media_id: str) -> api.UploadedMedia:
+    async def facts(self, media_id: str, *, owner: str = "") -> api.UploadedMedia:
         """What an uploaded file is, from a look at it; raises MediaNotFound."""
-        data = await self.spool.read(media_id)
+        data = await self.spool.read(media_id, owner)
         async with self._turns:
-            look = await self._looks.look(
-                data, "the file", "video" if container_type(data) else "image"
-            )
-        return _uploaded(self.spool.find(media_id), look)
+            kind: Kind = "video" if container_type(data) else "image"
+            look = await self._looks.look(data, "the file", kind, owner)
+        return _uploaded(self.spool.find(media_id, owner), look)
 
-    async def _check(self, url: str, what: str, kind: Kind) -> tuple[str, Look]:
-        """(data URL of what was looked at, what it is)."""
+    async def _check(self, url: str, what: str, kind: Kind, owner: str) -> tuple[MediaFile, Look]:
+        """(what was looked at, what it is)."""
         limit_bytes = self._limit_bytes(kind)
         scheme = url[:_MAX_SCHEME_CHARS].partition(":")[0].lower()
         encoded, data = "", b""
         if scheme == "media":
-            data = await self.spool.read(url.partition("://")[2])
+            data = await self.spool.read(url.partition("://")[2], owner)
         elif scheme != "data":  # fetched before it is this one's turn: it may take long
             data = await self._remote.fetch(url, what, limit_bytes)
         async with self._turns:
             if scheme == "data":
                 encoded, data = await asyncio.to_thread(_opened, url, what, kind, limit_bytes)
-            look = await self._looks.look(data, what, kind)
-        return await asyncio.to_thread(_data_url, look.mime, encoded, data), look
+            look = await self._looks.look(data, what, kind, owner)
+        return MediaFile(data=data, mime=look.mime, encoded=encoded), look
 
     def _limit_bytes(self, kind: Kind) -> int:
         settings = self._settings
@@ -222,10 +241,6 @@ def _uploaded(stored: Stored, look: Look) -> api.UploadedMedia:
         created_at=int(stored.created_at_s),
         expires_at=int(stored.expires_at_s),
     )
-
-
-def _data_url(mime: str, encoded: str, data: bytes) -> str:
-    return f"data:{mime};base64,{encoded or base64.b64encode(data).decode()}"
 
 
 def _opened(url: str, what: str, kind: Kind, limit_bytes: int) -> tuple[str, bytes]:

@@ -57,19 +57,23 @@ class Looks:
         self._settings = settings
         self._on_known = on_known
         self._on_look = on_look
-        self._known: OrderedDict[tuple[Kind, str], Look] = OrderedDict()
+        self._known: OrderedDict[tuple[Kind, str, str], Look] = OrderedDict()
 
-    async def look(self, data: bytes, what: str, kind: Kind) -> Look:
-        """`what` names the file in messages. Raises InvalidMedia."""
+    async def look(self, data: bytes, what: str, kind: Kind, owner: str = "") -> Look:
+        """`what` names the file in messages; how long a look takes tells nobody what others sent.
+
+        Raises InvalidMedia.
+        """
         sha256 = await asyncio.to_thread(digest, data)
-        known = self._known.get((kind, sha256))
+        key = (kind, sha256, owner)
+        known = self._known.get(key)
         if known is not None:
-            self._known.move_to_end((kind, sha256))
+            self._known.move_to_end(key)
             self._on_known()
             return known
         self._on_look()
         look = await self._first_look(data, sha256, what, kind)
-        self._known[kind, sha256] = look
+        self._known[key] = look
         while len(self._known) > self._settings.media_cache_entries:
             self._known.popitem(last=False)
         return look

@@ -1,10 +1,12 @@
 """Uploaded files: one per content, for a time after their last use, within a quota of bytes.
 
-A file is `media-<first 32 hex digits of its SHA-256>` in a private folder and nothing else is kept
-of it: its times are the file's own (modified: created; accessed: used), what it shows is looked at
-again. A file appears by a rename, so a crash leaves only `.part-…` files, which the next start
-removes. Reading holds the file open: evicting or deleting it meanwhile takes only its name, the
-request in flight reads on. What is read is compared with its id, so a torn file is none.
+A file is `media-<first 32 hex digits of its SHA-256>` in a private folder, where keys are in use
+with its owner's mark behind it (`.` and 16 hex digits): each tenant has their own, and an id of
+another's is unknown. Nothing else is kept of a file: its times are the file's own (modified:
+created; accessed: used), what it shows is looked at again. A file appears by a rename, so a crash
+leaves only `.part-…` files, which the next start removes. Reading holds the file open: evicting or
+deleting it meanwhile takes only its name, the request in flight reads on. What is read is compared
+with its id, so a torn file is none.
 
 One server per folder. Knows: files, time, sizes. Does not know: what they hold.
 """
@@ -12,6 +14,7 @@ One server per folder. Knows: files, time, sizes. Does not know: what they hold.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import shutil
@@ -29,7 +32,7 @@ from molmo_core.errors import InvalidMedia, MediaNotFound
 from molmo_server.media.look import digest
 from molmo_server.settings import MolmoSettings
 
-_ID = re.compile(r"media-[0-9a-f]{32}")
+_NAME = re.compile(r"media-[0-9a-f]{32}(\.[0-9a-f]{16})?")
 _PART = ".part-"
 _SWEEP_EVERY_S = 60.0
 
@@ -54,7 +57,7 @@ class Spool:
         self._clock = clock
         self._folder: Path | None = None
         self._stored: OrderedDict[str, Stored] = OrderedDict()
-        """By id, the least recently used first."""
+        """By name, the least recently used first."""
         self._timer: asyncio.TimerHandle | None = None
         self.n_bytes = 0
 
@@ -75,12 +78,13 @@ class Spool:
         if self._dir is None and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    async def put(self, sha256: str, data: bytes) -> Stored:
+    async def put(self, sha256: str, data: bytes, owner: str = "") -> Stored:
         """Store a file under its digest, or renew it; raises InvalidMedia above the quota."""
         media_id = f"media-{sha256[:32]}"
         with suppress(MediaNotFound):
-            self.open(media_id).close()
-            return self.find(media_id)
+            self.open(media_id, owner).close()
+            return self.find(media_id, owner)
+        name = _name(media_id, owner)
         if len(data) > self._quota_bytes:
             raise InvalidMedia(
                 f"the file has {len(data):,} bytes, this server stores {self._quota_bytes:,} in "
@@ -91,47 +95,49 @@ class Spool:
             with open(part, "xb", opener=_private) as file:
                 await asyncio.to_thread(file.write, data)
             self._make_room(len(data))
-            part.rename(self._path(media_id))
+            part.rename(self._path(name))
         finally:
             part.unlink(missing_ok=True)
-        self._forget(media_id)  # a twin may have come while this one was written
+        self._forget(name)  # a twin may have come while this one was written
         now_s = self._clock()
-        return self._note(media_id, len(data), created_at_s=now_s, used_at_s=now_s)
+        return self._note(name, len(data), created_at_s=now_s, used_at_s=now_s)
 
-    async def read(self, media_id: str) -> bytes:
+    async def read(self, media_id: str, owner: str = "") -> bytes:
         """The file's bytes, and renew it; raises MediaNotFound."""
-        with self.open(media_id) as file:
+        with self.open(media_id, owner) as file:
             data = await asyncio.to_thread(file.read)
         if not (await asyncio.to_thread(digest, data)).startswith(media_id.removeprefix("media-")):
-            self._remove(media_id)
+            self._remove(_name(media_id, owner))
             raise self._not_found(media_id)
         return data
 
-    def open(self, media_id: str) -> BinaryIO:
+    def open(self, media_id: str, owner: str = "") -> BinaryIO:
         """As `read`, not yet read; whatever happens to the file, this one stays whole."""
-        self.find(media_id)
+        self.find(media_id, owner)
+        name = _name(media_id, owner)
         try:
-            file = self._path(media_id).open("rb")
+            file = self._path(name).open("rb")
         except OSError as error:
-            self._forget(media_id)
+            self._forget(name)
             raise self._not_found(media_id) from error
-        self._touch(media_id, file.fileno())
+        self._touch(name, file.fileno())
         return file
 
-    def find(self, media_id: str) -> Stored:
-        """Raises MediaNotFound."""
+    def find(self, media_id: str, owner: str = "") -> Stored:
+        """Raises MediaNotFound, also for a file of another owner."""
         self._drop_expired()
-        if media_id not in self._stored:
+        stored = self._stored.get(_name(media_id, owner))
+        if stored is None or stored.id != media_id:
             raise self._not_found(media_id)
-        return self._stored[media_id]
+        return stored
 
-    def delete(self, media_id: str) -> None:
+    def delete(self, media_id: str, owner: str = "") -> None:
         """Raises MediaNotFound."""
-        self.find(media_id)
-        self._remove(media_id)
+        self.find(media_id, owner)
+        self._remove(_name(media_id, owner))
 
     def _path(self, name: str) -> Path:
-        """`name` is an id of the index or our own: never what a caller wrote."""
+        """`name` is one of the index or our own: never what a caller wrote."""
         assert self._folder is not None, "start the spool first"
         return self._folder / name
 
@@ -141,32 +147,30 @@ class Spool:
             facts = path.lstat()
             if path.name.startswith(_PART):
                 path.unlink()
-            elif _ID.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            elif _NAME.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                 found.append((facts.st_atime, facts.st_mtime, path.name, facts.st_size))
         for used_at_s, created_at_s, name, n_bytes in sorted(found):
             self._note(name, n_bytes, created_at_s=created_at_s, used_at_s=used_at_s)
         self._make_room(0)
 
-    def _note(
-        self, media_id: str, n_bytes: int, *, created_at_s: float, used_at_s: float
-    ) -> Stored:
+    def _note(self, name: str, n_bytes: int, *, created_at_s: float, used_at_s: float) -> Stored:
         stored = Stored(
-            id=media_id,
+            id=name.partition(".")[0],
             n_bytes=n_bytes,
             created_at_s=created_at_s,
             used_at_s=used_at_s,
             expires_at_s=used_at_s + self._ttl_s,
         )
-        self._stored[media_id] = stored
+        self._stored[name] = stored
         self.n_bytes += n_bytes
-        os.utime(self._path(media_id), (used_at_s, created_at_s))
+        os.utime(self._path(name), (used_at_s, created_at_s))
         return stored
 
-    def _touch(self, media_id: str, descriptor: int) -> None:
+    def _touch(self, name: str, descriptor: int) -> None:
         now_s = self._clock()
-        stored = replace(self._stored[media_id], used_at_s=now_s, expires_at_s=now_s + self._ttl_s)
-        self._stored[media_id] = stored
-        self._stored.move_to_end(media_id)
+        stored = replace(self._stored[name], used_at_s=now_s, expires_at_s=now_s + self._ttl_s)
+        self._stored[name] = stored
+        self._stored.move_to_end(name)
         os.utime(descriptor, (now_s, stored.created_at_s))
 
     def _sweep(self) -> None:
@@ -177,19 +181,22 @@ class Spool:
 
     def _drop_expired(self) -> None:
         now_s = self._clock()
-        while self._stored and (first := next(iter(self._stored.values()))).expires_at_s <= now_s:
-            self._remove(first.id)
+        while self._stored:
+            name, first = next(iter(self._stored.items()))
+            if first.expires_at_s > now_s:
+                break
+            self._remove(name)
 
     def _make_room(self, n_bytes: int) -> None:
         while self._stored and self.n_bytes + n_bytes > self._quota_bytes:
             self._remove(next(iter(self._stored)))
 
-    def _remove(self, media_id: str) -> None:
-        self._path(media_id).unlink(missing_ok=True)
-        self._forget(media_id)
+    def _remove(self, name: str) -> None:
+        self._path(name).unlink(missing_ok=True)
+        self._forget(name)
 
-    def _forget(self, media_id: str) -> None:
-        if (stored := self._stored.pop(media_id, None)) is not None:
+    def _forget(self, name: str) -> None:
+        if (stored := self._stored.pop(name, None)) is not None:
             self.n_bytes -= stored.n_bytes
 
     def _not_found(self, media_id: str) -> MediaNotFound:
@@ -198,6 +205,11 @@ class Spool:
             f"or was not used for {self._ttl_s:g} s; upload it with POST /v1/media and use the id "
             "of the answer"
         )
+
+
+def _name(media_id: str, owner: str) -> str:
+    mark = hashlib.sha256(owner.encode()).hexdigest()[:16]
+    return f"{media_id}.{mark}" if owner else media_id
 
 
 def _private(path: str, flags: int) -> int:

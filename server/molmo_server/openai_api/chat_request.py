@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from molmo_core.api_requests import Seed, StrictRequest
+from molmo_core.api_requests import MediaOptions, Seed, StrictRequest
 from molmo_core.errors import InvalidRequest
 from molmo_core.prompts import Turn
 from molmo_server.answers.grammar import AnswerForm, AnswerShape
@@ -81,6 +81,7 @@ class ChatRequest(TakenFields, NoTools):
     repetition_penalty: RepetitionPenalty | None = None
     ignore_eos: bool | None = None
     grounding: GroundingOptions | None = None
+    media_options: MediaOptions | None = None
     response_format: ChatFormat | None = None
     continue_final_message: bool = False
     """The last message is the beginning of the answer, or all of it where its loss is wanted."""

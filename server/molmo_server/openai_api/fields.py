@@ -23,7 +23,8 @@ TopP = Annotated[Number, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=-1, le=MOST)]
 MinP = Annotated[Number, Field(ge=0, le=1)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
-RepetitionPenalty = Annotated[Number, Field(gt=0, le=10)]
+RepetitionPenalty = Annotated[Number, Field(ge=0.01, le=10)]
+"""Logits are divided by it: by less, they are infinite and the engine has no answer."""
 NLogprobs = Annotated[int, Field(ge=0)]
 
 SAMPLING = {

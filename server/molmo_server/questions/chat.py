@@ -9,20 +9,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
 
 from molmo_core import api
+from molmo_core.errors import InvalidRequest
 from molmo_core.prompts import Turn
 from molmo_server.answers.grammar import AnswerShape, answer_grammar
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import RemoteEngine
 from molmo_server.media.gate import CheckedMedia
+from molmo_server.media.handing import HandedFiles
+from molmo_server.media.options import engine_fields
 from molmo_server.prompt import Prompt, answer_budget, check_values, measure
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Journey
 from molmo_server.tenancy.callers import Caller
+from molmo_server.tenancy.salts import TenantSalts
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,7 @@ class Question:
     can."""
     is_continued: bool = False
     """The last turn is the assistant's: the answer goes on from it."""
+    media_options: api.MediaOptions | None = None
     caller: Caller = field(default_factory=Caller)
 
 
@@ -65,6 +71,8 @@ class Asked:
     live: LiveCheckpoint
     without_grammars: set[str]
     """Names of engines of others that refuse to decode under one; added to."""
+    salts: TenantSalts
+    files: HandedFiles = field(default_factory=HandedFiles)
     prompt: Prompt = field(init=False)
     """As the engine that was asked last sees it."""
     answering: str = ""
@@ -81,7 +89,14 @@ class Asked:
         """
         checkpoint, settings = self.live.of(engine.checkpoint_id), self.settings
         self.journey.begin("prompt")
-        self.prompt = await measure(self.turns, self.media, checkpoint)
+        looked_at = self.question.media_options
+        if looked_at is not None and not engine.takes_media_options:
+            raise InvalidRequest(
+                "got media_options, which this server's engine does not know: it is not one of "
+                "ours; leave them out",
+                param="media_options",
+            )
+        self.prompt = await measure(self.turns, self.media, checkpoint, looked_at)
         if "prompt_logprobs" in self.question.options:
             check_values(self.prompt.n_tokens, limit=settings.max_prompt_values)
         budget = answer_budget(
@@ -99,16 +114,28 @@ class Asked:
             options = {**options, "structured_outputs": {"grammar": grammar}}
         elif shape is not None and self.prompt.media.video is not None:
             shape.moments_s(self.prompt.media.video)  # refuses what no answer could be about
-        self.question.caller.pay(self.prompt.n_visual_tokens)
+        await self.question.caller.pay(self.prompt.n_visual_tokens)
+        url_of = partial(self.files.url, folder=engine.media_folder)
+        messages = await self.prompt.messages(url_of)
         self.journey.begin("engine", engine=engine.name, checkpoint=checkpoint.id)
         return orjson.dumps(
             {
                 "model": settings.served_name,
-                "messages": self.prompt.messages(),
+                "messages": messages,
                 "max_tokens": budget,
                 **options,
+                **self._kept_apart(engine),
             }
         )
+
+    def _kept_apart(self, engine: RemoteEngine) -> dict[str, Any]:
+        """What media are looked at with, and what keeps this tenant's caches from others'."""
+        salt = self.salts.of(self.question.caller.tenant)
+        fields = {"cache_salt": salt} if salt else {}
+        if not engine.takes_media_options or self.media == CheckedMedia():
+            return fields
+        options = self.question.media_options or api.MediaOptions()
+        return fields | engine_fields(options, tenant_salt=salt)
 
     def _is_constrained(self, engine: RemoteEngine) -> bool:
         wish = self.question.constrained

@@ -68,7 +68,7 @@ class AskedTexts:
         if question.tells_values:
             check_values(longest, limit=self.settings.max_prompt_values)
         budget = _budget(question.max_tokens, longest, checkpoint, self.settings)
-        question.caller.pay(0)
+        await question.caller.pay(0)
         self.journey.begin("engine", engine=engine.name, checkpoint=checkpoint.id)
         texts: Any = question.texts
         return orjson.dumps(

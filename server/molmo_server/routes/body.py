@@ -28,7 +28,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _FILE_FIELDS = {"image": "image/png", "video": "video/mp4"}
 """Media type by field: the kind is what matters, the content is looked at later."""
-_JSON_FIELDS = ("objects", "region", "points")
+_JSON_FIELDS = ("objects", "region", "points", "media_options")
 """Fields of a form whose text is JSON."""
 _MAX_FORM_FIELDS = 32
 _MAX_FIELD_BYTES = 1024 * 1024

@@ -65,6 +65,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
             constrained=True,
             options=call.engine_options(max_schema_bytes=settings.max_schema_bytes),
             is_continued=call.continue_final_message,
+            media_options=call.media_options,
             caller=caller,
         )
 

@@ -43,20 +43,22 @@ def media_router(gateway: Gateway) -> APIRouter:
     )
     async def upload(request: Request) -> api.UploadedMedia:
         data = await read_file(request, gateway.settings)
-        async with gateway.admission.admit(caller_of(request.scope).tenant):
-            kept = await gateway.media.keep(data)
+        owner = caller_of(request.scope).tenant
+        async with gateway.admission.admit(owner):
+            kept = await gateway.media.keep(data, owner=owner)
         gateway.metrics.uploads.inc()
         gateway.metrics.upload_bytes.inc(kept.bytes)
         return kept
 
     @router.get("/{media_id}", operation_id="media", summary="What an uploaded file is")
     async def facts(media_id: str, request: Request) -> api.UploadedMedia:
-        async with gateway.admission.admit(caller_of(request.scope).tenant):
-            return await gateway.media.facts(media_id)
+        owner = caller_of(request.scope).tenant
+        async with gateway.admission.admit(owner):
+            return await gateway.media.facts(media_id, owner=owner)
 
     @router.delete("/{media_id}", operation_id="delete_media", summary="Remove an uploaded file")
-    async def delete(media_id: str) -> api.DeletedMedia:
-        gateway.media.spool.delete(media_id)
+    async def delete(media_id: str, request: Request) -> api.DeletedMedia:
+        gateway.media.spool.delete(media_id, caller_of(request.scope).tenant)
         return api.DeletedMedia(id=media_id)
 
     return router

@@ -54,6 +54,7 @@ def questions_of(
         model=asked.model,
         max_tokens=asked.max_tokens,
         region=getattr(asked, "region", None),
+        media_options=asked.media_options,
         options=_sampling(asked, settings),
         caller=caller,
     )
@@ -100,7 +101,14 @@ def _tracking(
 
 
 def _continuing(plain: Question, shape: AnswerShape, label: str, point: api.GivenPoint) -> Question:
-    seen_at = (point.t, point.x, point.y)
+    start_s = (plain.media_options and plain.media_options.start) or 0.0
+    if point.t < start_s:
+        raise InvalidRequest(
+            f"got a point at {point.t:g} s of a part that begins at {start_s:g} s; give points in "
+            "the part",
+            param="points",
+        )
+    seen_at = (point.t - start_s, point.x, point.y)
     wording = track_prompt(label, frame_rate=shape.frame_rate, seen_at=seen_at)
     one = replace(shape, max_points=1, after_s=point.t)
     return replace(plain, turns=_turn(wording), shape=one)

@@ -50,8 +50,17 @@ def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) 
         operation_id=verb,
         response_model=None,
         openapi_extra={"requestBody": _documented_body(spec)},
-        responses={200: {"model": spec.answer, "description": spec.summary}},
+        responses={
+            200: {"model": spec.answer, "description": spec.summary, **_documented_stream(spec)}
+        },
     )
+
+
+def _documented_stream(spec: VerbSpec) -> dict[str, Any]:
+    if not issubclass(spec.request, api.PointingRequest):
+        return {}
+    text = {"type": "string", "description": "`Added` events, then the answer, with `stream`"}
+    return {"content": {"text/event-stream": {"schema": text}}}
 
 
 def _documented_body(spec: VerbSpec) -> dict[str, Any]:

@@ -7,6 +7,7 @@ The id of a request is ours; what a caller sends as `x-request-id` is not passed
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
@@ -15,7 +16,7 @@ from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from molmo_core.errors import MolmoError, PayloadTooLarge
+from molmo_core.errors import EngineUnavailable, MolmoError, PayloadTooLarge
 from molmo_server.errors import error_code_of, error_response, note_error
 from molmo_server.telemetry.metrics import Metrics
 from molmo_server.telemetry.tracing import Tracing
@@ -89,6 +90,13 @@ class Edge:
 
         try:
             await self._app(scope, self._limited(scope, receive), send_with_headers)
+        except asyncio.CancelledError:  # the server ends, and has waited as long as it may
+            if status == 0:
+                ending = EngineUnavailable(
+                    "this server is ending; send the request again, to another", retry_after_s=1
+                )
+                note_error(scope, ending)
+                await error_response(ending)(scope, receive, send_with_headers)
         # The edge: whatever it is, the caller gets an envelope and the log the reason.
         except Exception:
             logger.exception("unforeseen failure", extra={"request_id": request_id})

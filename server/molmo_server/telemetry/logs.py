@@ -13,7 +13,7 @@ import structlog
 
 
 def configure_logging(level: str) -> None:
-    """JSON lines on standard error (plain on a terminal), of this package and the web server."""
+    """JSON lines on standard error (plain on a terminal): this package, web server, traces."""
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if sys.stderr.isatty():
         renderer = structlog.dev.ConsoleRenderer(pad_event_to=0)
@@ -30,7 +30,7 @@ def configure_logging(level: str) -> None:
     )
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
-    for name in ("molmo_server", "uvicorn"):
+    for name in ("molmo_server", "uvicorn", "opentelemetry"):
         named = logging.getLogger(name)
         named.handlers, named.propagate = [handler], False
         named.setLevel(level.upper() if name == "molmo_server" else logging.WARNING)

@@ -61,7 +61,7 @@ class Metrics:
     def _add_answers(self) -> None:
         self.first_token = self._seconds(
             "time_to_first_token",
-            "From the beginning of a streamed request to the engine's first bytes",
+            "From a stream's request being read to the engine's first bytes",
             "checkpoint",
         )
         self.inter_token = self._seconds(

@@ -1,9 +1,9 @@
-"""The check before every route, and what the server does with its file of keys meanwhile.
+"""The check before every route, and what the server does with its store of keys meanwhile.
 
 Routes under /admin ask for the admin key or a key of scope admin; those that tell of the service
-itself are open; all others ask for a key, once there is a file of keys. The file is read and what
+itself are open; all others ask for a key, once there are keys. The store is read and what
 was used is written twice a second, away from the event loop: a key that was revoked stops working
-within a second. While the file cannot be used the keys that were read last stay good, usage is
+within a second. While it cannot be used the keys that were read last stay good, usage is
 kept in memory, and the log says so.
 
 Knows: which routes ask for what, the `Authorization` header. Does not know: what routes do.
@@ -16,13 +16,14 @@ import hmac
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from fastapi import Request
 
 from molmo_core.errors import Forbidden, KeyStoreError, NotFound, Unauthorised
 from molmo_server.tenancy.callers import Allowance, Caller, Errand, caller_of, set_caller
+from molmo_server.tenancy.shared_limits import SharedLimits
 from molmo_server.tenancy.store import KeyStore, KeyUsage, Usage, day_of, prefix_of
 
 logger = logging.getLogger(__name__)
@@ -36,15 +37,18 @@ _BEAT_S = 0.5
 class Access:
     def __init__(
         self,
-        keys: Path | None,
+        keys: str | Path | None,
         *,
         admin_key: str | None = None,
+        limits: str | None = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
-        """`keys` None: whoever comes is served."""
-        self._path = keys
+        """`keys` None: whoever comes is served. `limits`: the URL of a Redis where limits are
+        counted together with other servers."""
+        self._keys = keys
         self._admin_key = admin_key
         self._now_s = now_s
+        self._shared = SharedLimits(limits) if limits else None
         self._store: KeyStore | None = None
         self._allowances: dict[str, Allowance] = {}
         """By prefix; of keys that are not revoked."""
@@ -58,11 +62,14 @@ class Access:
 
         Raises KeyStoreError when it cannot be used at the start.
         """
-        if self._path is None:
+        if self._keys is None:
             yield
             return
-        self._store = await asyncio.to_thread(KeyStore, self._path)
-        try:
+        self._store = await asyncio.to_thread(KeyStore, self._keys)
+        async with AsyncExitStack() as stack:
+            stack.callback(self._store.close)
+            if self._shared is not None:
+                await stack.enter_async_context(self._shared.running())
             await self._read_keys(self._store)
             ended = asyncio.Event()
             following = asyncio.create_task(self._follow(self._store, ended), name="keys")
@@ -72,8 +79,6 @@ class Access:
                 ended.set()  # not cancelled: a thread may be writing
                 await following
                 await self._write_usage(self._store)
-        finally:
-            self._store.close()
 
     async def check(self, request: Request) -> AsyncIterator[None]:
         """Dependency of all routes, before a body is read and until the answer is sent.
@@ -86,11 +91,11 @@ class Access:
         if path.startswith(_ADMIN):
             self._check_admin(request, given)
             yield
-        elif path in _OPEN or self._path is None:
+        elif path in _OPEN or self._keys is None:
             yield
         else:
             allowance, caller = self._identify(request, given)
-            with allowance.request(is_background=caller.is_background):
+            async with allowance.request(is_background=caller.is_background):
                 try:
                     yield
                 finally:
@@ -105,7 +110,7 @@ class Access:
         return await asyncio.to_thread(self._store.usage, n_days=n_days, now_s=self._now_s())
 
     def _check_admin(self, request: Request, given: str) -> None:
-        if self._admin_key is None and self._path is None:
+        if self._admin_key is None and self._keys is None:
             raise Unauthorised(
                 "the routes under /admin are closed: start the server with MOLMO_ADMIN_KEY set, "
                 "or with MOLMO_KEYS and a key of scope admin"
@@ -114,7 +119,7 @@ class Access:
             given.encode(), self._admin_key.encode()
         ):
             return
-        if self._path is None:
+        if self._keys is None:
             raise Unauthorised("the admin key is missing or wrong: send Authorization: Bearer KEY")
         allowance, _ = self._identify(request, given)
         if allowance.key.scope != "admin":
@@ -172,7 +177,9 @@ class Access:
             return
         before = {allowance.key: allowance for allowance in self._allowances.values()}
         self._allowances = {
-            key.prefix: before.get(key) or Allowance(key) for key in keys if key.revoked_s is None
+            key.prefix: before.get(key) or Allowance(key, shared=self._shared)
+            for key in keys
+            if key.revoked_s is None
         }
 
     def _add_usage(self, used: Mapping[tuple[str, str], Usage]) -> None:

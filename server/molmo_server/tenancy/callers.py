@@ -1,7 +1,9 @@
 """The caller of one request: whose it is, what its key allows, what it used.
 
-Limits are token buckets in the memory of this process: full at the start, filled again evenly over
-a minute. They belong to a key, not to its tenant: two keys of one tenant have a bucket each.
+Limits are token buckets: full at the start, filled again evenly over a minute. They belong to a
+key, not to its tenant: two keys of one tenant have a bucket each. They are in the memory of this
+process, or shared with other servers (`shared_limits`); what is known of those is kept here too, so
+that this server can go on by itself.
 
 Knows: limits, OpenAI's rate limit headers. Does not know: where keys come from, routes.
 """
@@ -10,13 +12,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from starlette.types import Scope
 
 from molmo_core.errors import RateLimited, TooManyMedia
+from molmo_server.tenancy.shared_limits import SharedLimits, Taken
 from molmo_server.tenancy.store import Key, Usage
 
 _CALLER = "caller"
@@ -37,7 +40,15 @@ class Bucket:
         if n + leaving <= self._left:
             self._left -= n
             return 0.0
-        return (n + leaving - self._left) * 60 / self.per_min
+        return self.wait_s(n + leaving)
+
+    def wait_s(self, n: int) -> float:
+        """Until `n` are there."""
+        return (n - self._left) * 60 / self.per_min
+
+    def set_left(self, left: float) -> None:
+        """As others who take from it say."""
+        self._left, self._seen_s = left, self._clock_s()
 
     def headers(self, what: str) -> Headers:
         """How many of `what` are allowed and left, and when all are there again."""
@@ -59,8 +70,16 @@ class Bucket:
 class Allowance:
     """What a key may have at present."""
 
-    def __init__(self, key: Key, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        key: Key,
+        *,
+        shared: SharedLimits | None = None,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`shared`: where several servers count together; None: this one by itself."""
         self.key = key
+        self._shared = shared
         self._n_running = 0
         per_min = {
             "requests": key.requests_per_min,
@@ -68,32 +87,27 @@ class Allowance:
         }
         self._buckets = {what: Bucket(n, clock_s) for what, n in per_min.items() if n is not None}
 
-    @contextmanager
-    def request(self, *, is_background: bool = False) -> Iterator[None]:
+    @asynccontextmanager
+    async def request(self, *, is_background: bool = False) -> AsyncIterator[None]:
         """One request, as long as the block runs; raises RateLimited.
 
         In the background it takes no place of those at the same time, and half of what the key may
         have a minute is left to those that are waited for.
         """
         if is_background:
-            self._take("requests", 1, is_background=True)
+            await self._take("requests", 1, is_background=True)
             yield
             return
-        allowed = self.key.n_concurrent
-        if allowed is not None and self._n_running >= allowed:
-            raise RateLimited(
-                f"{self._n_running} requests of this key are being answered, which is all it may "
-                "have at the same time; send the next when one is done",
-                retry_after_s=_SLOT_RETRY_S,
-            )
-        self._take("requests", 1)
+        taken = await self._take("requests", 1, allowed=self.key.n_concurrent)
         self._n_running += 1
         try:
             yield
         finally:
             self._n_running -= 1
+            if taken is not None and self._shared is not None:
+                self._shared.leave(taken.lease)
 
-    def take_visual_tokens(self, n: int, *, is_background: bool = False) -> None:
+    async def take_visual_tokens(self, n: int, *, is_background: bool = False) -> None:
         """Raises RateLimited; TooManyMedia for more than a whole minute's."""
         bucket = self._buckets.get("visual-tokens")
         if bucket is not None and n > bucket.per_min:
@@ -101,22 +115,49 @@ class Allowance:
                 f"the media are {n:,} visual tokens, this key may send {bucket.per_min:,} a "
                 "minute; send fewer or smaller media, or use a key that allows more"
             )
-        self._take("visual-tokens", n, is_background=is_background)
+        await self._take("visual-tokens", n, is_background=is_background)
 
     def headers(self) -> Headers:
         return [h for what, bucket in self._buckets.items() for h in bucket.headers(what)]
 
-    def _take(self, what: str, n: int, *, is_background: bool = False) -> None:
+    async def _take(
+        self, what: str, n: int, *, allowed: int | None = None, is_background: bool = False
+    ) -> Taken | None:
+        """Take from the bucket `what`, and a place among `allowed`, together with other servers or
+        here. Returns what is to be given back to those. Raises RateLimited."""
         bucket = self._buckets.get(what)
+        leaving = 0
+        if bucket is not None and is_background:
+            leaving = min(bucket.per_min // 2, bucket.per_min - n)
+        taken = None
+        if self._shared is not None and (bucket is not None or allowed is not None):
+            per_min = bucket.per_min if bucket else None
+            taken = await self._shared.take(
+                self.key.prefix, what, n, per_min=per_min, leaving=leaving, allowed=allowed
+            )
+        n_running, wait_s = self._n_running, 0.0
+        if taken is not None and allowed is not None:
+            n_running = allowed if taken.lacks == "slot" else 0
+        if allowed is not None and n_running >= allowed:
+            raise RateLimited(
+                f"{n_running} requests of this key are being answered, which is all it may "
+                "have at the same time; send the next when one is done",
+                retry_after_s=_SLOT_RETRY_S,
+            )
         if bucket is None:
-            return
-        left = min(bucket.per_min // 2, bucket.per_min - n) if is_background else 0
-        if (wait_s := bucket.take(n, leaving=left)) > 0:
+            return taken
+        if taken is None:
+            wait_s = bucket.take(n, leaving=leaving)
+        else:
+            bucket.set_left(taken.left)
+            wait_s = bucket.wait_s(n + leaving) if taken.lacks else 0.0
+        if wait_s > 0:
             raise RateLimited(
                 f"too little is left of this key's {bucket.per_min:,} {what.replace('-', ' ')} a "
                 f"minute, this request takes {n:,}; send it again in {math.ceil(wait_s)} s",
                 retry_after_s=wait_s,
             )
+        return taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +196,15 @@ class Caller:
     def is_background(self) -> bool:
         return self.errand is not None
 
-    def pay(self, n_visual_tokens: int) -> None:
+    async def pay(self, n_visual_tokens: int) -> None:
         """Take a measured prompt from what the key may have; once, however often it is measured.
 
         Raises RateLimited, TooManyMedia.
         """
         if self.allowance is not None and not self._has_paid:
-            self.allowance.take_visual_tokens(n_visual_tokens, is_background=self.is_background)
+            await self.allowance.take_visual_tokens(
+                n_visual_tokens, is_background=self.is_background
+            )
         self._has_paid = True
 
     def note_tokens(self, *, prompt: int, visual: int, completion: int) -> None:

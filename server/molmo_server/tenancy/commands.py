@@ -1,7 +1,7 @@
 """`molmo keys`: make, show and revoke keys, and what was used with them.
 
-Works on the file alone: a server that runs sees the change within a second, one that does not run
-when it starts.
+Works on the file or the database alone: a server that runs sees the change within a second, one
+that does not run when it starts.
 
 Knows: options and tables. Does not know: what a key opens.
 """
@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
@@ -27,7 +26,13 @@ app = App(
     help="Make, show and revoke the API keys of a server, and what was used with them.",
     version_flags=(),
 )
-StoreFile = Annotated[Path, Parameter(help="The file of keys; MOLMO_KEYS names it to the server")]
+StorePlace = Annotated[
+    str,
+    Parameter(
+        help="The file of keys, or postgresql://USER:PASSWORD@HOST/DATABASE; MOLMO_KEYS names it "
+        "to the server"
+    ),
+]
 Limit = Annotated[int | None, Parameter(validator=Number(gte=1))]
 AsJson = Annotated[bool, Parameter(negative=(), help="Print JSON")]
 _DAY_S = 86_400
@@ -38,7 +43,7 @@ def create_command(
     name: Annotated[str, Parameter(help="Whose key it is; two may be active at a time")],
     /,
     *,
-    store: StoreFile,
+    store: StorePlace,
     scope: Annotated[KeyScope, Parameter(help="admin: also the routes under /admin")] = "infer",
     rpm: Annotated[Limit, Parameter(help="Requests a minute; else without a limit")] = None,
     visual_tpm: Annotated[Limit, Parameter(help="Visual tokens a minute, likewise")] = None,
@@ -64,7 +69,7 @@ def create_command(
 
 
 @app.command(name="list")
-def list_command(*, store: StoreFile, json: AsJson = False) -> None:
+def list_command(*, store: StorePlace, json: AsJson = False) -> None:
     """All keys that were made, oldest first, without what makes them work."""
     with _opened(store) as keys:
         rows = [_shown(key) for key in keys.all_keys()]
@@ -76,7 +81,7 @@ def revoke_command(
     prefix: Annotated[str, Parameter(help="The key's first letters, as `list` shows them")],
     /,
     *,
-    store: StoreFile,
+    store: StorePlace,
 ) -> None:
     """End a key for good."""
     with _opened(store) as keys:
@@ -87,7 +92,7 @@ def revoke_command(
 @app.command(name="usage")
 def usage_command(
     *,
-    store: StoreFile,
+    store: StorePlace,
     days: Annotated[
         int, Parameter(validator=Number(gte=1, lte=3660), help="So many with today, in UTC")
     ] = 30,
@@ -100,8 +105,8 @@ def usage_command(
 
 
 @contextmanager
-def _opened(path: Path, *, is_made: bool = False) -> Iterator[KeyStore]:
-    keys = KeyStore(path, is_made=is_made)
+def _opened(where: str, *, is_made: bool = False) -> Iterator[KeyStore]:
+    keys = KeyStore(where, is_made=is_made)
     try:
         yield keys
     finally:

@@ -1,9 +1,9 @@
-"""API keys and what was used with them, in one SQLite file.
+"""API keys and what was used with them, in a file of SQLite or a database of PostgreSQL.
 
-Of a key only its SHA-256 is kept, and its first letters to show and to find it by. The file is in
-WAL mode, so that `molmo keys` may write while a server reads: put it on a local disk.
+Of a key only its SHA-256 is kept, and its first letters to show and to find it by.
 
-Knows: tables, how keys are made and recognised. Does not know: HTTP, what limits do.
+Knows: what is in the tables, how keys are made and recognised. Does not know: databases
+(`databases`), HTTP, what limits do.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ import hashlib
 import hmac
 import re
 import secrets
-import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, field
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from molmo_core.errors import KeyStoreError
+from molmo_server.tenancy.databases import open_database
 
 KeyScope = Literal["infer", "admin"]
 KeyState = Literal["active", "expired", "revoked"]
@@ -32,24 +30,6 @@ _N_RANDOM_BYTES = 24  # 32 letters
 _PREFIX_CHARS = len(_KEY_START) + 6
 _MAX_ACTIVE_KEYS = 2
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_PATIENCE_S = 5.0
-"""How long another writer of the file is waited for."""
-_FORMAT = 1
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS keys (
-    prefix TEXT PRIMARY KEY, digest BLOB NOT NULL, name TEXT NOT NULL, scope TEXT NOT NULL,
-    requests_per_min INTEGER, visual_tokens_per_min INTEGER, n_concurrent INTEGER,
-    created_s REAL NOT NULL, expires_s REAL, revoked_s REAL
-);
-CREATE TABLE IF NOT EXISTS usage (
-    prefix TEXT NOT NULL, day TEXT NOT NULL, requests INTEGER NOT NULL,
-    prompt_tokens INTEGER NOT NULL, visual_tokens INTEGER NOT NULL,
-    completion_tokens INTEGER NOT NULL, PRIMARY KEY (prefix, day)
-);
-PRAGMA user_version = {_FORMAT};
-COMMIT;
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,54 +98,15 @@ def day_of(time_s: float) -> str:
 class KeyStore:
     """Open until `close`, for use by any thread. All methods raise KeyStoreError."""
 
-    def __init__(self, path: Path, *, is_made: bool = True) -> None:
-        """`is_made`: make the file when it is not there, instead of refusing."""
-        self._path = path
-        self._lock = threading.Lock()
-        if not is_made and not path.is_file():
-            raise KeyStoreError(f"there is no file {path}; `molmo keys create` makes it")
-        try:
-            path.touch(mode=0o600)
-            self._db = sqlite3.connect(
-                path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False
-            )
-        except (OSError, sqlite3.Error) as error:
-            raise self._unusable(error) from error
-        try:
-            self._prepare()
-        except (KeyStoreError, sqlite3.Error) as error:
-            self._db.close()
-            raise self._unusable(error) from error
+    def __init__(self, where: str | Path, *, is_made: bool = True) -> None:
+        """`where`: a file, or `postgresql://user:password@host/database`.
 
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        [version] = self._db.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _FORMAT):
-            raise KeyStoreError(f"it has format {version}, this version reads {_FORMAT}")
-        if version != _FORMAT:
-            self._db.executescript(_SCHEMA)
-
-    def _unusable(self, error: Exception) -> KeyStoreError:
-        return KeyStoreError(
-            f"the key store {self._path} cannot be used: {error}; name a file that "
-            "`molmo keys create` made, on a local disk, in a folder that can be written"
-        )
-
-    @contextmanager
-    def _using(self, *, writes: bool = False) -> Iterator[sqlite3.Connection]:
-        """One at a time; what is written is written whole or not at all."""
-        with self._lock:
-            try:
-                with self._db:
-                    if writes:
-                        self._db.execute("BEGIN IMMEDIATE")
-                    yield self._db
-            except sqlite3.Error as error:
-                raise self._unusable(error) from error
+        `is_made`: make what is not there, instead of refusing.
+        """
+        self._database = open_database(where, is_made=is_made)
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._database.close()
 
     # --- keys -----------------------------------------------------------------------------------
 
@@ -199,64 +140,62 @@ class KeyStore:
             created_s=time.time(),
             expires_s=expires_s,
         )
-        with self._using(writes=True) as db:
-            rows = db.execute("SELECT * FROM keys WHERE name = ?", (name,))
+        with self._database.transaction(writes=True) as execute:
+            rows = execute("SELECT * FROM keys WHERE name = ?", [name])
             active = [k.prefix for k in map(_key, rows) if k.state(key.created_s) == "active"]
             if len(active) >= _MAX_ACTIVE_KEYS:
                 raise KeyStoreError(
                     f"{name} has {len(active)} active keys, {' and '.join(active)}, and "
                     f"{_MAX_ACTIVE_KEYS} are allowed; revoke one: `molmo keys revoke {active[0]}`"
                 )
-            db.execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(key))
+            execute("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(key))
         return text
 
     def all_keys(self) -> list[Key]:
         """All that were ever made, oldest first."""
-        with self._using() as db:
-            return [_key(row) for row in db.execute("SELECT * FROM keys ORDER BY created_s")]
+        with self._database.transaction(writes=False) as execute:
+            return [_key(row) for row in execute("SELECT * FROM keys ORDER BY created_s", [])]
 
     def revoke(self, prefix: str) -> Key:
         """End a key for good; returns it."""
         shown = prefix_of(prefix)  # whoever gives the whole key does not see it again
-        with self._using(writes=True) as db:
-            row = db.execute("SELECT * FROM keys WHERE prefix = ?", (shown,)).fetchone()
-            if row is None:
+        with self._database.transaction(writes=True) as execute:
+            rows = execute("SELECT * FROM keys WHERE prefix = ?", [shown])
+            if not rows:
                 raise KeyStoreError(
                     f"there is no key that begins with {shown!r}; `molmo keys list` shows them all"
                 )
-            db.execute(
+            execute(
                 "UPDATE keys SET revoked_s = coalesce(revoked_s, ?) WHERE prefix = ?",
-                (time.time(), shown),
+                [time.time(), shown],
             )
-        return _key(row)
+        return _key(rows[0])
 
     # --- usage ----------------------------------------------------------------------------------
 
     def add_usage(self, used: Mapping[tuple[str, str], Usage]) -> None:
         """Add to what is written, by prefix and day."""
-        with self._using(writes=True) as db:
-            db.executemany(
-                "INSERT INTO usage VALUES (:prefix, :day, :requests, :prompt_tokens, "
-                ":visual_tokens, :completion_tokens) ON CONFLICT (prefix, day) DO UPDATE SET "
-                "requests = requests + excluded.requests, "
-                "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
-                "visual_tokens = visual_tokens + excluded.visual_tokens, "
-                "completion_tokens = completion_tokens + excluded.completion_tokens",
-                [
-                    {"prefix": prefix, "day": day, **asdict(usage)}
-                    for (prefix, day), usage in used.items()
-                ],
-            )
+        with self._database.transaction(writes=True) as execute:
+            for (prefix, day), usage in used.items():
+                execute(
+                    "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) "
+                    "ON CONFLICT (prefix, day) DO UPDATE SET "
+                    "requests = usage.requests + excluded.requests, "
+                    "prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens, "
+                    "visual_tokens = usage.visual_tokens + excluded.visual_tokens, "
+                    "completion_tokens = usage.completion_tokens + excluded.completion_tokens",
+                    [prefix, day, *astuple(usage)],
+                )
 
     def usage(self, *, n_days: int, now_s: float) -> list[KeyUsage]:
         """Of the last days with today, newest day first."""
         first = datetime.fromtimestamp(now_s, UTC).date() - timedelta(days=n_days - 1)
-        with self._using() as db:
-            rows = db.execute(
+        with self._database.transaction(writes=False) as execute:
+            rows = execute(
                 "SELECT day, name, prefix, requests, prompt_tokens, visual_tokens, "
                 "completion_tokens FROM usage JOIN keys USING (prefix) WHERE day >= ? "
                 "ORDER BY day DESC, name, prefix",
-                (first.isoformat(),),
+                [first.isoformat()],
             )
             return [KeyUsage(*row) for row in rows]
 

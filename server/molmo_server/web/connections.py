@@ -68,8 +68,9 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         if self._is_awaiting_head and self._head_timer is None:
             self._await_head()
+        is_of_a_body = self.cycle is not None and self.cycle.more_body  # perhaps answered already
         super().data_received(data)
-        if not self._is_awaiting_head or self.transport.is_closing():
+        if is_of_a_body or not self._is_awaiting_head or self.transport.is_closing():
             return
         self._n_head_bytes += len(data)
         if self._n_head_bytes > _MAX_HEAD_BYTES:

@@ -25,7 +25,7 @@ _PAGE_POLICY = (
     b"img-src data: https://fastapi.tiangolo.com; connect-src 'self'; "
     b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-_PAGES = ("/docs", "/redoc")
+_DOCS = "/docs"
 _ALWAYS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -49,7 +49,7 @@ _PREFLIGHT_S = 600
 
 def browser_headers(path: str, answer: Headers) -> Headers:
     """To be added to an answer that has the headers `answer`."""
-    own = _PAGE if path in _PAGES else _DATA
+    own = _PAGE if path == _DOCS else _DATA
     if any(name == b"cache-control" for name, _ in answer):
         return own
     return (*own, _UNSTORED)

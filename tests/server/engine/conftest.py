@@ -37,9 +37,16 @@ def references(checkpoints):
 
 
 @pytest.fixture(scope="session")
-def engines(checkpoints, tmp_path_factory):
+def handed(tmp_path_factory):
+    """The folder whose files may be named in requests."""
+    return tmp_path_factory.mktemp("handed")
+
+
+@pytest.fixture(scope="session")
+def engines(checkpoints, handed, tmp_path_factory):
     """Two architectures as trained: "qwen3" and "olmo3"."""
-    wanted = {v: Wanted(checkpoint=checkpoints[v], fields=SHORT) for v in ("qwen3", "olmo3")}
+    fields = {**SHORT, "media_folder": handed}
+    wanted = {v: Wanted(checkpoint=checkpoints[v], fields=fields) for v in ("qwen3", "olmo3")}
     with engines_side_by_side(wanted, tmp_path_factory.mktemp("engines")) as engines:
         yield engines
 

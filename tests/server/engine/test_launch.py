@@ -92,12 +92,21 @@ def test_frame_sampling_is_the_checkpoints_in_both_folder_layouts(tmp_path, nest
     assert media["video"] == {
         "video_backend": "molmo2",
         "num_frames": 64,
+        "most_frames": 384,
         "frame_sample_mode": "fps",
         "max_fps": 4,
         "sampling_fps": 2.0,
         "crop_px": 98,
+        "frame_cache_bytes": 512 * 1024**2,
     }
     assert media["image"] == {"image_mode": None}
+
+
+def test_files_are_read_in_the_folder_that_is_named_only(tmp_path):
+    folder = write_folder(tmp_path / "m")
+    assert "--allowed-local-media-path" not in command(folder)[0]
+    found = flags(command(folder, media_folder=tmp_path)[0])
+    assert found["--allowed-local-media-path"] == str(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"text'])

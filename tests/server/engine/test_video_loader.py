@@ -20,6 +20,8 @@ SETTINGS = {
     "max_fps": 2,
     "sampling_fps": 2,
     "crop_px": 378,
+    "most_frames": 384,
+    "frame_cache_bytes": 0,
 }
 
 

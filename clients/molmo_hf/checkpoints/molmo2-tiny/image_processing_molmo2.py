@@ -200,4 +200,5 @@ def without_loader_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 import typing
 
 if typing.TYPE_CHECKING:  # never run: tells transformers 4.57 which files to copy
+    from .molmo2_pixels import *  # noqa: F403
     from .molmo2_tokens import *  # noqa: F403

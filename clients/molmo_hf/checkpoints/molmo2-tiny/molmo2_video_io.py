@@ -1,33 +1,53 @@
 """Decode chosen frames of a video file, and only those.
 
-torchcodec where it loads, PyAV otherwise; both take the frame that is displayed at a time, by
-presentation order, and turn it as the file's display matrix says. Knows: codecs. Does not know:
+PyAV for the common kind of file, of which it decodes less; torchcodec where it loads, PyAV
+otherwise, for all others. Both take the frame that is displayed at a time, by presentation order,
+turn it as the file's display matrix says, and give the same bytes. Knows: codecs. Does not know:
 which times to choose (`molmo_core.videos`), prompts. Imported by nothing an export carries.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
-try:
-    import av
-except ImportError:
-    av = None
 import numpy as np
 from numpy.typing import NDArray
 
 from .molmo2_errors import InvalidMedia
-from .molmo2_images import resize_bilinear
-from .molmo2_videos import VideoInfo, probe_video
+from .molmo2_pixels import resize_bilinear
+from .molmo2_videos import FrameTimes, VideoGeometry, VideoInfo, opened_video, probe_video, sample_part, scan_video
 
 Source = bytes | str | PathLike[str]
 Frame = NDArray[np.uint8]
+_Decode = Callable[[Sequence[int], VideoInfo], Iterator[Frame]]
 
 _FRAMES_AT_ONCE = 16
+_8_BITS = frozenset(f"yuv{j}{sampling}p" for j in ("", "j") for sampling in (420, 422, 444))
 _SEEK_FROM_S = 4.0  # decoding on is cheaper than seeking when the next frame is nearer
+
+
+class SampledFile(NamedTuple):
+    info: VideoInfo
+    times: FrameTimes
+    frames: Frame
+
+
+def sample_file(source: Source, geometry: VideoGeometry) -> SampledFile:
+    """Choose a file's frames as in training and decode them at the size of a crop, in one go.
+
+    Raises InvalidMedia for what cannot be read or decoded, InvalidRequest for a part outside.
+    """
+    with opened_video(source) as container:  # opening costs as much as decoding some frames
+        info = scan_video(container)
+        times = sample_part(info, geometry)
+        stream = container.streams.video[0]
+        container.seek(_pts(0.0, info, stream), stream=stream, backward=True)
+        size_hw = (geometry.crop_px, geometry.crop_px)
+        frames = _frames_at(times.file_s, _decoder(container, source), info, size_hw)
+    return SampledFile(info, times, frames)
 
 
 def decode_frames(
@@ -43,12 +63,18 @@ def decode_frames(
     Raises InvalidMedia when a frame cannot be decoded.
     """
     info = info or probe_video(source)
+    with opened_video(source) as container:
+        return _frames_at(times_s, _decoder(container, source), info, size_hw)
+
+
+def _frames_at(
+    times_s: Sequence[float], decode: _Decode, info: VideoInfo, size_hw: tuple[int, int] | None
+) -> Frame:
     indices = [info.frame_at(t) for t in times_s]
     wanted = sorted(set(indices))
-    decode = _decode_torchcodec if _has_torchcodec() else decode_pyav
     frames: dict[int, Frame] = {}
     try:
-        for index, frame in zip(wanted, decode(source, wanted, info), strict=True):
+        for index, frame in zip(wanted, decode(wanted, info), strict=True):
             frames[index] = resize_bilinear(frame, size_hw) if size_hw else frame
     except (RuntimeError, ValueError, OSError, IndexError) as error:
         raise InvalidMedia(
@@ -56,6 +82,12 @@ def decode_frames(
             "send a complete file"
         ) from error
     return np.stack([frames[i] for i in indices])
+
+
+def _decoder(container: Any, source: Source) -> _Decode:
+    if _is_common(container.streams.video[0].codec_context) or not _has_torchcodec():
+        return partial(_decode_pyav, container)
+    return partial(_decode_torchcodec, source)
 
 
 def _has_torchcodec() -> bool:
@@ -79,23 +111,42 @@ def _decode_torchcodec(source: Source, indices: Sequence[int], _: VideoInfo) -> 
         yield from decoder.get_frames_at(indices=portion).data.numpy()
 
 
-def decode_pyav(source: Source, indices: Sequence[int], info: VideoInfo) -> Iterator[Frame]:
-    """Decode the frames with ascending `indices`; seeks over long gaps."""
-    opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
-    with av.open(opened, mode="r") as container:
-        stream = container.streams.video[0]
-        base = stream.time_base
-        assert base is not None  # probe_video read times with it
-        reached_s = 0.0
-        decoded = container.decode(stream)
-        for index in indices:
-            time_s = info.frame_times_s[index]
-            wanted_pts = round((time_s + info.begin_s) / base)
-            if time_s - reached_s > _SEEK_FROM_S:
-                container.seek(wanted_pts, stream=stream, backward=True)
-                decoded = container.decode(stream)
-            yield _upright(next(f for f in decoded if f.pts is not None and f.pts >= wanted_pts))
-            reached_s = time_s
+def _decode_pyav(container: Any, indices: Sequence[int], info: VideoInfo) -> Iterator[Frame]:
+    """Decode the frames with ascending `indices` of a file at its begin; seeks over long gaps."""
+    stream = container.streams.video[0]
+    wanted = [_pts(info.frame_times_s[index], info, stream) for index in indices]
+    reached = _pts(0.0, info, stream)
+    decoded = _decoded(container, stream, set(wanted))
+    for pts in wanted:
+        if (pts - reached) * stream.time_base > _SEEK_FROM_S:
+            container.seek(pts, stream=stream, backward=True)
+            decoded = _decoded(container, stream, set(wanted))
+        yield _upright(next(f for f in decoded if f.pts is not None and f.pts >= pts))
+        reached = pts
+
+
+def _pts(time_s: float, info: VideoInfo, stream: Any) -> int:
+    """Seconds from the first frame in the file's own clock."""
+    return round((time_s + info.begin_s) / stream.time_base)
+
+
+def _decoded(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
+    """Frames from here on; of H.264 without those that are neither wanted nor needed for others.
+
+    Other codecs mark such frames for one layer of time only, in which a wanted one may need them.
+    """
+    context = stream.codec_context
+    can_skip = _is_common(context)
+    for packet in container.demux(stream):
+        if can_skip:
+            is_needed = packet.pts is None or packet.pts in wanted
+            context.skip_frame = "DEFAULT" if is_needed else "NONREF"
+        yield from packet.decode()
+
+
+def _is_common(context: Any) -> bool:
+    """H.264 in 8 bits. Of 10 bits PyAV and torchcodec give other colours: torchcodec's hold."""
+    return context.name == "h264" and context.pix_fmt in _8_BITS
 
 
 def _upright(frame: Any) -> Frame:
@@ -105,4 +156,5 @@ def _upright(frame: Any) -> Frame:
 import typing
 
 if typing.TYPE_CHECKING:  # never run: tells transformers 4.57 which files to copy
+    from .molmo2_images import *  # noqa: F403
     from .molmo2_tokens import *  # noqa: F403

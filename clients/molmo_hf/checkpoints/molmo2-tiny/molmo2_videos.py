@@ -10,10 +10,11 @@ Times are seconds from the first frame. Source: Molmo2's time sampler; spec of f
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from typing import Literal
+from typing import Literal, NamedTuple
 
 try:
     import av
@@ -22,8 +23,9 @@ except ImportError:
 import numpy as np
 from numpy.typing import NDArray
 
-from .molmo2_errors import InvalidMedia
-from .molmo2_images import ImageGrid, PreparedImage, pool_indices, resize_bilinear, to_patches
+from .molmo2_errors import InvalidMedia, InvalidRequest
+from .molmo2_images import ImageGrid, PreparedImage, pool_indices
+from .molmo2_pixels import normalised, resize_bilinear, to_patches
 from .molmo2_tokens import FRAME_END, FRAME_START, IM_COL, IM_END, IM_PATCH, IM_START
 
 SampleMode = Literal["uniform_last_frame", "fps"]
@@ -41,6 +43,11 @@ class VideoGeometry:
     max_fps: float | None = 2.0
     sampling_fps: float = 2.0
     """Base rate of the mode "fps": candidate rates are its multiples."""
+    asked_fps: float | None = None
+    """Frames a second instead of what the mode chooses."""
+    start_s: float = 0.0
+    end_s: float | None = None
+    """The part of a file that is sampled; None: to its end."""
     use_col_tokens: bool = False
     use_frame_special_tokens: bool = True
 
@@ -75,11 +82,30 @@ class VideoInfo:
         return min(max(index, 0), self.n_frames - 1)
 
 
+class FrameTimes(NamedTuple):
+    """When frames are taken: as in training a part of a file is a clip that begins at 0."""
+
+    start_s: float
+    clip_s: tuple[float, ...]
+    """What the model is told, seconds from `start_s`."""
+
+    @property
+    def file_s(self) -> list[float]:
+        return [self.start_s + time_s for time_s in self.clip_s]
+
+
 def probe_video(source: bytes | str | PathLike[str]) -> VideoInfo:
     """Read frame times and size from the packets of a file; no frame is decoded.
 
     Raises InvalidMedia when the source holds no readable video frames.
     """
+    with opened_video(source) as container:
+        return scan_video(container)
+
+
+@contextmanager
+def opened_video(source: bytes | str | PathLike[str]) -> Iterator[av.container.InputContainer]:
+    """A file with a video stream; what reading it raises inside the block becomes InvalidMedia."""
     opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
     try:
         with av.open(opened, mode="r") as container:
@@ -87,7 +113,7 @@ def probe_video(source: bytes | str | PathLike[str]) -> VideoInfo:
                 raise InvalidMedia(
                     "the file has no video stream; send a video (mp4, mov, webm or mkv)"
                 )
-            return _scan(container)
+            yield container
     except (av.FFmpegError, ValueError, OSError) as error:
         raise InvalidMedia(
             f"the video cannot be read ({type(error).__name__}); "
@@ -95,7 +121,8 @@ def probe_video(source: bytes | str | PathLike[str]) -> VideoInfo:
         ) from error
 
 
-def _scan(container: av.container.InputContainer) -> VideoInfo:
+def scan_video(container: av.container.InputContainer) -> VideoInfo:
+    """As `probe_video`, of a file that is open; reads to its end."""
     stream = container.streams.video[0]
     base = stream.time_base
     times, ends = [], []
@@ -123,6 +150,21 @@ def _scan(container: av.container.InputContainer) -> VideoInfo:
     )
 
 
+def sample_part(info: VideoInfo, geometry: VideoGeometry) -> FrameTimes:
+    """The frames of the geometry's part of a file; raises InvalidRequest for a part outside."""
+    start_s, end_s = geometry.start_s, info.duration_s
+    if geometry.end_s is not None:
+        end_s = min(geometry.end_s, end_s)
+    if not start_s < end_s:
+        raise InvalidRequest(
+            f"the part from {start_s:g} s to {end_s:g} s of a video of {info.duration_s:g} s is "
+            "empty; give a start before the end of the video and of the part",
+            param="media_options",
+        )
+    times = sample_times(end_s - start_s, geometry, source_fps=info.fps)
+    return FrameTimes(start_s, tuple(times))
+
+
 def sample_times(
     duration_s: float,
     geometry: VideoGeometry,
@@ -141,10 +183,10 @@ def sample_times(
     if geometry.sample_mode == "fps":
         if source_fps is None:
             raise ValueError("sampling mode 'fps' needs the frame rate of the source")
-        rate = _best_rate(duration_s, geometry, source_fps, max_candidate_fps)
+        rate = geometry.asked_fps or _best_rate(duration_s, geometry, source_fps, max_candidate_fps)
         times = np.arange(geometry.max_frames) / rate
         return [float(t) for t in times if t < duration_s]
-    n, max_fps = geometry.max_frames, geometry.max_fps
+    n, max_fps = geometry.max_frames, geometry.asked_fps or geometry.max_fps
     if max_fps is None or duration_s > (n - 1) / max_fps:
         return [float(t) for t in np.linspace(0, duration_s, num=n, endpoint=True)]
     spaced = np.arange(0.0, duration_s, step=1 / max_fps)
@@ -199,12 +241,24 @@ def prepare_frames(
     Returns crops (T, patches, patch_px² · 3), pooling (T · rows · cols, window area) and as grid
     the visual tokens of one frame in its first two fields.
     """
-    side, per_side = geometry.crop_px, geometry.crop_px // geometry.patch_px
-    crops = np.stack([resize_bilinear(f, (side, side)) for f in frames])
-    one = pool_indices(
-        np.arange(per_side * per_side).reshape(per_side, per_side), geometry.pooling_hw
-    )
-    offsets = (np.arange(len(crops)) * per_side * per_side)[:, None, None]
-    pooling = np.where(one[None] >= 0, one[None] + offsets, -1).reshape(-1, one.shape[1])
+    crops = cut_frames(frames, geometry)
     grid = ImageGrid(geometry.frame_rows, geometry.frame_cols, 0, 0)
-    return PreparedImage(to_patches(crops, geometry.patch_px), pooling, grid)
+    return PreparedImage(normalised(crops), frame_pooling(len(crops), geometry), grid)
+
+
+def cut_frames(
+    frames: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], geometry: VideoGeometry
+) -> NDArray[np.uint8]:
+    """The crops of `prepare_frames` as bytes: (T, patches, patch_px² · 3)."""
+    side = geometry.crop_px
+    crops = np.stack([resize_bilinear(frame, (side, side)) for frame in frames])
+    return to_patches(crops, geometry.patch_px)
+
+
+def frame_pooling(n_frames: int, geometry: VideoGeometry) -> NDArray[np.int64]:
+    """Patch indices that each visual token pools: (T · rows · cols, window area), −1 = none."""
+    per_side = geometry.crop_px // geometry.patch_px
+    n_patches = per_side * per_side
+    one = pool_indices(np.arange(n_patches).reshape(per_side, per_side), geometry.pooling_hw)
+    offsets = (np.arange(n_frames) * n_patches)[:, None, None]
+    return np.where(one[None] >= 0, one[None] + offsets, -1).reshape(-1, one.shape[1])

@@ -248,4 +248,5 @@ import typing
 
 if typing.TYPE_CHECKING:  # never run: tells transformers 4.57 which files to copy
     from .image_processing_molmo2 import *  # noqa: F403
+    from .molmo2_pixels import *  # noqa: F403
     from .molmo2_video_io import *  # noqa: F403

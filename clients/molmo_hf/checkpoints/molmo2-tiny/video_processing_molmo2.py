@@ -21,10 +21,10 @@ from transformers.processing_utils import VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from .molmo2_errors import InvalidMedia
-from .molmo2_videos import SampleMode, VideoGeometry, VideoInfo, prepare_frames, probe_video, sample_times
+from .molmo2_videos import SampleMode, VideoGeometry, VideoInfo, prepare_frames, sample_times
 
 from .image_processing_molmo2 import BILINEAR, require_trained_pixels, rgb_pixels, square_size, without_loader_settings
-from .molmo2_video_io import decode_frames
+from .molmo2_video_io import sample_file
 
 FRAME_TIMES = "frame_times_s"
 """Key of a clip's metadata: the target time of each frame, in seconds from the first frame."""
@@ -157,10 +157,8 @@ def _sample(
     do_sample: bool | None,
 ) -> SampledClip:
     if isinstance(clip, bytes | str | PathLike):
-        info = probe_video(clip)
-        times = sample_times(info.duration_s, geometry, source_fps=info.fps)
-        side = geometry.crop_px
-        return SampledClip(decode_frames(clip, times, info=info, size_hw=(side, side)), times)
+        sampled = sample_file(clip, geometry)
+        return SampledClip(sampled.frames, list(sampled.times.clip_s))
     frames = [rgb_pixels(frame) for frame in clip]
     if not frames:
         raise InvalidMedia("the video has no frames; give at least one")
@@ -259,4 +257,5 @@ import typing
 
 if typing.TYPE_CHECKING:  # never run: tells transformers 4.57 which files to copy
     from .molmo2_images import *  # noqa: F403
+    from .molmo2_pixels import *  # noqa: F403
     from .molmo2_tokens import *  # noqa: F403
