@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-
-import orjson
 
 from molmo_core import api
 from molmo_core.errors import (
@@ -24,6 +22,7 @@ from molmo_core.errors import (
 )
 from molmo_server.admission import Admission
 from molmo_server.answers.usage import tell_visual_tokens
+from molmo_server.answers.whole import chat_completion, text_completion, texts_of
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, Trial
@@ -164,7 +163,7 @@ class Gateway:
     ) -> tuple[dict[str, Any], str]:
         """The engine's whole completion, and whose weights answered."""
         async with self.open_texts(question, request_id=request_id, whole=True) as (asked, reply):
-            answer = _whole(reply, _plain_texts)
+            answer = text_completion(reply)
             usage = answer["usage"]
             n_tokens = usage.get("completion_tokens", 0)
             asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
@@ -219,7 +218,7 @@ class Gateway:
         """The engine's whole chat completion."""
         serving = self.serving(question.model)
         async with serving._open(question, request_id, whole=True) as (asked, reply):
-            answer = _whole_answer(reply)
+            answer = chat_completion(reply)
             usage = answer.get("usage") or {}
             n_tokens = usage.get("completion_tokens", 0)
             asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
@@ -236,7 +235,7 @@ class Gateway:
             return
         if answered.checkpoint_id == trial.engine.checkpoint_id or not trial.is_to_be_compared():
             return
-        texts = _texts(answered.answer)
+        texts = texts_of(answered.answer)
         task = asyncio.create_task(self._ask_trial(trial, asked, texts, request_id))
         self.shadows.add(task)
         task.add_done_callback(self.shadows.discard)
@@ -249,7 +248,7 @@ class Gateway:
                 asyncio.timeout(self.settings.deadline_s),
                 self.engines.shadow(trial, asked.body_for, request_id=request_id) as reply,
             ):
-                is_same = _texts(_whole_answer(reply)) == texts
+                is_same = texts_of(chat_completion(reply)) == texts
         except (EngineUnavailable, EngineFailed):
             return  # noted by the pool
         except TimeoutError:
@@ -285,24 +284,3 @@ class Gateway:
                 f"{self.settings.served_name}",
                 param="model",
             )
-
-
-def _whole_answer(reply: EngineReply) -> dict[str, Any]:
-    return _whole(reply, _texts)
-
-
-def _whole(reply: EngineReply, texts_of: Callable[[dict[str, Any]], list[str]]) -> dict[str, Any]:
-    try:
-        answer: dict[str, Any] = orjson.loads(reply.first)
-        texts_of(answer), answer["usage"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise EngineFailed("the engine's answer was no completion; send it again") from error
-    return answer
-
-
-def _texts(answer: dict[str, Any]) -> list[str]:
-    return [choice["message"]["content"] for choice in answer["choices"]]
-
-
-def _plain_texts(answer: dict[str, Any]) -> list[str]:
-    return [choice["text"] for choice in answer["choices"]]
