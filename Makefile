@@ -44,7 +44,7 @@ fix: $(STAMP) ## repair what the linter can repair
 soak: $(STAMP) ## the slow checks, results in docs/
 	$(RUN)/python -m pytest -q -m soak $(ARGS)
 
-bench: $(STAMP) ## measure the gateway and the preprocessing
+bench: $(STAMP) ## measure speed, all parts or ARGS="gateway routing"
 	$(RUN)/python -m tests.bench $(ARGS)
 
 tiny: $(STAMP) ## train molmo2-tiny again, from nothing, and package it (hours)

@@ -12,8 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from molmo_core import api
 from molmo_core.errors import (
     EngineFailed,
@@ -24,6 +22,7 @@ from molmo_core.errors import (
 )
 from molmo_server.admission import Admission
 from molmo_server.answers.usage import tell_visual_tokens
+from molmo_server.answers.whole import chat_completion, text_completion, texts_of
 from molmo_server.checkpoints.folder import Checkpoint
 from molmo_server.checkpoints.live import LiveCheckpoint
 from molmo_server.engine_pool import EnginePool, EngineReply, Trial
@@ -158,6 +157,17 @@ class Gateway:
         async with self.serving(question.model)._open_texts(question, request_id, whole) as opened:
             yield opened
 
+    async def complete_texts(
+        self, question: TextQuestion, *, request_id: str
+    ) -> tuple[dict[str, Any], str]:
+        """The engine's whole completion, and whose weights answered."""
+        async with self.open_texts(question, request_id=request_id, whole=True) as (asked, reply):
+            answer = text_completion(reply)
+            usage = answer["usage"]
+            n_tokens = usage.get("completion_tokens", 0)
+            asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
+            return answer, asked.answering
+
     @asynccontextmanager
     async def _open_texts(
         self, question: TextQuestion, request_id: str, whole: bool
@@ -205,7 +215,7 @@ class Gateway:
         """The engine's whole chat completion."""
         serving = self.serving(question.model)
         async with serving._open(question, request_id, whole=True) as (asked, reply):
-            answer = whole_answer(reply)
+            answer = chat_completion(reply)
             usage = answer.get("usage") or {}
             n_tokens = usage.get("completion_tokens", 0)
             asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
@@ -222,7 +232,7 @@ class Gateway:
             return
         if answered.checkpoint_id == trial.engine.checkpoint_id or not trial.is_to_be_compared():
             return
-        texts = _texts(answered.answer)
+        texts = texts_of(answered.answer)
         task = asyncio.create_task(self._ask_trial(trial, asked, texts, request_id))
         self.shadows.add(task)
         task.add_done_callback(self.shadows.discard)
@@ -235,7 +245,7 @@ class Gateway:
                 asyncio.timeout(self.settings.deadline_s),
                 self.engines.shadow(trial, asked.body_for, request_id=request_id) as reply,
             ):
-                is_same = _texts(whole_answer(reply)) == texts
+                is_same = texts_of(chat_completion(reply)) == texts
         except (EngineUnavailable, EngineFailed):
             return  # noted by the pool
         except TimeoutError:
@@ -271,16 +281,3 @@ class Gateway:
                 f"{self.settings.served_name}",
                 param="model",
             )
-
-
-def whole_answer(reply: EngineReply) -> dict[str, Any]:
-    try:
-        answer: dict[str, Any] = orjson.loads(reply.first)
-        _texts(answer), answer["usage"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise EngineFailed("the engine's answer was no completion; send it again") from error
-    return answer
-
-
-def _texts(answer: dict[str, Any]) -> list[str]:
-    return [choice["message"]["content"] for choice in answer["choices"]]

@@ -1,13 +1,9 @@
-"""Times drafted answers: two engines with molmo2-tiny, one of them drafting, asked in turn.
-
-Run: python -m tests.bench.drafting [clips and pictures]
-"""
+"""Times drafted answers: two engines with molmo2-tiny, one of them drafting, asked in turn."""
 
 from __future__ import annotations
 
 import io
 import re
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,6 +19,7 @@ from PIL import Image
 from molmo_core.clips import sample_clip, write_clip
 from molmo_core.prompts import Turn, Verb, verb_prompt
 from molmo_core.scenes import draw_scene, sample_scene
+from tests.bench.processes import Row
 from tests.support.conversations import Conversation
 from tests.support.engine import RunningEngine, Wanted, engines_side_by_side
 
@@ -93,7 +90,8 @@ def compare(
     return rates, answers["plain"] == answers["drafting"]
 
 
-def main(n_clips: int) -> int:
+def rows(n_clips: int = 32) -> Iterator[Row]:
+    """Starts two engines; raises RuntimeError when answers differ."""
     wanted = {
         name: Wanted(checkpoint=TINY, fields={"drafts": drafts, "max_num_seqs": 16})
         for name, drafts in (("plain", "off"), ("drafting", "on"))
@@ -109,17 +107,10 @@ def main(n_clips: int) -> int:
             for kind, what, at_once in _PASSES:
                 before = counters(engines["drafting"])
                 rates, are_equal = compare(engines, asked[kind], at_once)
+                if not are_equal:
+                    raise RuntimeError(f"{what}: the answers differ")
                 new = counters(engines["drafting"]) - before
-                sys.stdout.write(
-                    f"{what:38s} {rates['plain']:6.0f} tokens/s plain, {rates['drafting']:6.0f} "
-                    f"drafting: {rates['drafting'] / rates['plain']:.2f} times; "
-                    f"{1 + new['accepted_tokens'] / max(new['drafts'], 1):.2f} tokens a step, "
-                    f"{new['draft_tokens'] / max(new['drafts'], 1):.1f} drafted; "
-                    f"answers {'equal' if are_equal else 'DIFFER'}\n"
-                )
-                sys.stdout.flush()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 32))
+                per_step = 1 + new["accepted_tokens"] / max(new["drafts"], 1)
+                yield f"{what}: tokens a step, all answers equal", per_step, ""
+                both = f"times, {rates['plain']:.0f} and {rates['drafting']:.0f} tokens/s"
+                yield "  drafting against plain", rates["drafting"] / rates["plain"], both

@@ -24,14 +24,13 @@ from molmo_core.videos import VideoGeometry, prepare_frames
 from molmo_hf.image_processing_molmo2 import rgb_pixels
 from molmo_hf.video_io import sample_file
 from tests.bench.plain import Plain, plain_image, plain_video
-
-Row = tuple[str, float, str]
+from tests.bench.processes import Row
 
 IMAGE_SIZES = ((640, 480), (1280, 720), (1920, 1080))
 N_ROUNDS = 7
 
 
-def bench_preparation() -> Iterator[Row]:
+def rows() -> Iterator[Row]:
     """For each file the time of either side and how many times faster ours is."""
     with one_core():
         yield from _bench_images()

@@ -31,14 +31,13 @@ from molmo_server.engine_pool import (
     EngineTiming,
     RemoteEngine,
 )
+from tests.bench.processes import Row
 from tests.support.conversations import draw_video
 from tests.support.engine import Wanted, engines_side_by_side
 
-Row = tuple[str, float, str]
-
 N_VIDEOS, N_HELD = 18, 11
 N_ROUNDS, N_QUESTIONS, N_CALLERS = 5, 96, 8
-_BYTES_PER_VIDEO = 24 * 81 * 588 * 4  # frames, patches, numbers of a patch, float32
+_BYTES_PER_VIDEO = 24 * 81 * 588  # frames, patches, bytes of a patch
 _DECODED_BYTES = 24 * 126 * 126 * 3
 _N_BLOCKS = 3 * N_HELD + N_CALLERS // 2
 """Of 128 tokens: a video has three full ones, and each request one more while it is answered."""
@@ -79,7 +78,7 @@ class Way:
         return 100 * self.n_found / self.n_asked
 
 
-def bench_routing() -> Iterator[Row]:
+def rows() -> Iterator[Row]:
     """Questions a second both ways, and their ratio; starts two engines of molmo2-tiny."""
     checkpoint = Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
     held = {

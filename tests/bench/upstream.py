@@ -32,8 +32,12 @@ def _in_chunks(data: bytes) -> bytes:
 _PIECES = [
     _event({"role": "assistant", "content": ""}),
     *(_event({"content": f" {k:03d}"}) for k in range(N_CHUNKS - 2)),
-    _event({}, "stop") + b"data: [DONE]\n\n",
+    _event({}, "stop"),
 ]
+_USAGE = {"prompt_tokens": 900, "completion_tokens": N_CHUNKS - 2, "total_tokens": 962}
+_TOLD = {"object": "chat.completion.chunk", **_IDENTITY, "choices": [], "usage": _USAGE}
+_USAGE_EVENT = b"data: " + orjson.dumps(_TOLD) + b"\n\n"
+_DONE = b"data: [DONE]\n\n"
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 )
@@ -72,8 +76,9 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         is_chat = self._url.endswith(b"/v1/chat/completions")
-        if is_chat and b'"stream":true' in self._body.replace(b" ", b""):
-            self._streaming = asyncio.create_task(self._stream())
+        asked = bytes(self._body).replace(b" ", b"")
+        if is_chat and b'"stream":true' in asked:
+            self._streaming = asyncio.create_task(self._stream(asked))
         else:
             body = _WHOLE if is_chat else b""
             kind = b"application/json" if is_chat else b"text/plain"
@@ -82,14 +87,15 @@ class _Connection(asyncio.Protocol):
                 % (kind, len(body), body)
             )
 
-    async def _stream(self) -> None:
+    async def _stream(self, body: bytes) -> None:
         self._transport.write(_STREAM_HEAD)
         due = asyncio.get_running_loop().time()
         for piece in _PIECES:
             self._transport.write(_in_chunks(piece))
             due += PAUSE_S
             await asyncio.sleep(max(0.0, due - asyncio.get_running_loop().time()))
-        self._transport.write(b"0\r\n\r\n")
+        last = (_USAGE_EVENT if b'"include_usage":true' in body else b"") + _DONE
+        self._transport.write(_in_chunks(last) + b"0\r\n\r\n")
 
 
 async def _serve(port: int) -> None:

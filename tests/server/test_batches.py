@@ -128,6 +128,14 @@ def test_verbs(gateway: RunningGateway) -> None:
     assert [one.response and one.response.status_code for one in refused] == [400, 400]
 
 
+def test_responses(gateway: RunningGateway) -> None:
+    url = "/v1/responses"
+    batch = ended(gateway, create(gateway, jsonl([line("a", url=url, body={"input": "Hi"})]), url))
+    [answer] = results(gateway, batch.output_file_id)
+    assert answer.response is not None
+    assert answer.response.body["output"][0]["content"][0]["text"] == DEFAULT_ANSWER
+
+
 def test_an_upload_goes_into_a_line(gateway: RunningGateway) -> None:
     stored = gateway.http.post(
         "/v1/media", content=picture(), headers={"content-type": "image/png"}

@@ -9,7 +9,7 @@ from tests.support.contract import contract
 
 def test_every_operation_answers_as_the_document_says(folder: Path, tmp_path: Path) -> None:
     with contract(folder, tmp_path) as asked:
-        asked.ask(n_examples=12)
+        asked.ask(n_examples=8)
 
         assert not asked.complaints, "\n\n".join(asked.complaints)
         assert {operation for operation, _ in asked.answers} == asked.operations

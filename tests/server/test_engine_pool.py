@@ -9,6 +9,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+from aiohttp import web
 
 from molmo_core.errors import EngineUnavailable
 from molmo_server.engine_pool import EngineAddress, EnginePool, EngineState, RemoteEngine
@@ -67,6 +68,25 @@ async def test_requests_go_to_the_engine_with_the_least_to_do(tmp_path: Path) ->
 
         hanging.cancel()
         await asyncio.gather(hanging, return_exceptions=True)
+
+
+async def test_an_engine_that_does_not_answer_in_text_is_looked_after_all_the_same(
+    tmp_path: Path,
+) -> None:
+    async def no_text(request: web.Request) -> web.Response:
+        return web.Response(body=b"\xcd\xff", content_type="text/plain")
+
+    app = web.Application()
+    app.router.add_get("/health", no_text)
+    app.router.add_get("/molmo/weights", no_text)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "a.sock")).start()
+    try:
+        async with started(engine_at(tmp_path / "a.sock")) as pool:
+            await soon(lambda: pool.engines[0].state is EngineState.READY)
+    finally:
+        await runner.cleanup()
 
 
 async def test_another_engine_answers_for_one_that_breaks(tmp_path: Path) -> None:

@@ -135,23 +135,23 @@ async def test_visual_tokens_of_a_prompt_are_counted(folder: Path) -> None:
     assert nothing.n_visual_tokens == 0
 
 
-def test_the_background_leaves_half_to_others(clock: Clock) -> None:
+async def test_the_background_leaves_half_to_others(clock: Clock) -> None:
     has = allowance(clock, requests_per_min=10, visual_tokens_per_min=1000, n_concurrent=1)
-    with has.request(), has.request(is_background=True), has.request(is_background=True):
+    async with has.request(), has.request(is_background=True), has.request(is_background=True):
         for _ in range(2):
-            with has.request(is_background=True):
+            async with has.request(is_background=True):
                 pass
-        with pytest.raises(RateLimited) as refused, has.request(is_background=True):
-            pytest.fail("half of it is left to others")
+        with pytest.raises(RateLimited) as refused:
+            async with has.request(is_background=True):
+                pytest.fail("half of it is left to others")
         assert refused.value.retry_after_s == pytest.approx(6)
-    with has.request():
-        pass
+    await ask(has)
 
-    has.take_visual_tokens(500, is_background=True)
+    await has.take_visual_tokens(500, is_background=True)
     with pytest.raises(RateLimited):
-        has.take_visual_tokens(1, is_background=True)
-    has.take_visual_tokens(500)
+        await has.take_visual_tokens(1, is_background=True)
+    await has.take_visual_tokens(500)
     clock.now_s += 60
-    has.take_visual_tokens(900, is_background=True)  # of a full bucket also more than half
+    await has.take_visual_tokens(900, is_background=True)  # of a full bucket also more than half
     with pytest.raises(TooManyMedia):
-        has.take_visual_tokens(1001, is_background=True)
+        await has.take_visual_tokens(1001, is_background=True)

@@ -98,12 +98,12 @@ def test_errors_are_counted_by_code(fresh: RunningGateway) -> None:
     value = samples(fresh)
     counted = {
         code: value("molmo_errors_total", code=code)
-        for code in ("unknown_field", "not_found", "unauthorised", "engine_failed")
+        for code in ("unknown_parameter", "not_found", "invalid_api_key", "engine_failed")
     }
     assert counted == {
-        "unknown_field": 1,
+        "unknown_parameter": 1,
         "not_found": 1,
-        "unauthorised": 1,
+        "invalid_api_key": 1,
         "engine_failed": 1,
     }
     assert value("molmo_errors_total", code="engine_unavailable") == 1

@@ -96,6 +96,10 @@ def test_each_object_is_asked_about_the_same_media(gateway: RunningGateway) -> N
         assert all(one.text[slice(*p.span)].split()[0] == str(p.id) for p in one.points)
     assert answer.text == "\n".join(one.text for one in answer.objects)
     assert answer.usage.completion_tokens == sum(-(-len(o.text) // 4) for o in answer.objects)
+    alone = post(gateway, "point", image_url=PNG, object="stars")["usage"]
+    assert answer.usage.prompt_tokens_details is not None
+    n_of_one = alone["prompt_tokens_details"]["image_tokens"]
+    assert answer.usage.prompt_tokens_details.image_tokens == 4 * n_of_one
 
 
 def test_counts_and_tracks_of_several_objects(gateway: RunningGateway) -> None:

@@ -118,7 +118,8 @@ class Load:
 
     async def upload(self, rng: random.Random) -> None:
         data = picture(40, 30 + rng.randrange(200))
-        async with self.http.post("/v1/media", data={"file": data}) as response:
+        kind = {"content-type": "image/png"}
+        async with self.http.post("/v1/media", data=data, headers=kind) as response:
             media_id = (await response.json())["id"]
         body = {"image_url": f"media://{media_id}", "max_tokens": 5}
         async with self.http.post("/v1/caption", json=body) as response:

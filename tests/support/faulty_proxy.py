@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -39,10 +39,19 @@ class FaultyProxy:
     fault: Fault = Fault.NONE
     after_bytes: int = 300
     url: str = ""
-    n_connections: int = 0
+    _serving: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.n_connections += 1
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def end(self) -> None:
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.fault is Fault.REFUSED:
             writer.transport.abort()
             return
@@ -57,10 +66,8 @@ class FaultyProxy:
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
-            for one in (forth, writer):
-                one.close()
-                with suppress(ConnectionError):
-                    await one.wait_closed()
+            forth.close()
+            writer.close()
 
     async def _answer(self, back: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         rng, n_passed = random.Random(0), 0
@@ -104,8 +111,11 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 @asynccontextmanager
 async def faulty_proxy(target: Path | int) -> AsyncIterator[FaultyProxy]:
     proxy = FaultyProxy(target=target)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(proxy.accept, "127.0.0.1", 0)
     proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with server:
-        yield proxy
-        server.close()
+        try:
+            yield proxy
+        finally:
+            server.close()
+            await proxy.end()

@@ -7,6 +7,7 @@ events         the engine's stream, event by event
 responses      the same as OpenAI's responses
 relay          the same passed on byte for byte, with its places
 splitting      streams event by event; completions_relay: of texts that go on
+whole          an answer in one piece
 usage          tokens, as callers are told
 verbs          the table of verbs: requests, answers
 merging        several answers about the same media as one

@@ -5,7 +5,7 @@ Knows: answers of the verbs that point. Does not know: how they came about.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 from molmo_core import api
@@ -84,8 +84,22 @@ def _moved(placed: Sequence[Placed], by: int) -> list[Placed]:
 
 
 def _sum(usages: Sequence[api.Usage]) -> api.Usage:
+    details = [usage.prompt_tokens_details for usage in usages if usage.prompt_tokens_details]
     return api.Usage(
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         total_tokens=sum(usage.total_tokens for usage in usages),
+        prompt_tokens_details=api.PromptTokensDetails(
+            cached_tokens=_total(one.cached_tokens for one in details),
+            image_tokens=_total(one.image_tokens for one in details),
+            video_tokens=_total(one.video_tokens for one in details),
+        )
+        if details
+        else None,
     )
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    """None when none of them is known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None

@@ -34,7 +34,10 @@ class Reply:
 
 
 async def ask(app: ASGIApp, path: str, body: bytes, errand: Errand) -> Reply:
-    """Send a request for whoever the errand is for, and wait for the whole answer."""
+    """Send a request for whoever the errand is for, and wait for the whole answer.
+
+    Raises CancelledError when it is not wanted any more.
+    """
     reply, pieces = Reply(), bytearray()
     unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -58,6 +61,9 @@ async def ask(app: ASGIApp, path: str, body: bytes, errand: Errand) -> Reply:
     except Exception:
         logger.exception("a line of a batch had no whole answer")
         return Reply()
+    asking = asyncio.current_task()
+    if asking is not None and asking.cancelling():  # the edge answers that, as to other callers
+        raise asyncio.CancelledError
     reply.body = bytes(pieces)
     return reply
 

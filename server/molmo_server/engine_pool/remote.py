@@ -416,7 +416,7 @@ class RemoteEngine:
         timeout = aiohttp.ClientTimeout(total=self._timing.health_timeout_s)
         try:
             async with self._session.get(path, timeout=timeout) as response:
-                return response.status, await response.text()
+                return response.status, (await response.read()).decode(errors="replace")
         except (*LOST, TimeoutError):
             return 0, ""
 

@@ -53,9 +53,9 @@ class Question:
     constrained: bool | None = None
     """Whether it is decoded under the shape's grammar; None: as the settings say, if the engine
     can."""
-    media_options: api.MediaOptions | None = None
     is_continued: bool = False
     """The last turn is the assistant's: the answer goes on from it."""
+    media_options: api.MediaOptions | None = None
     caller: Caller = field(default_factory=Caller)
 
 

@@ -63,9 +63,9 @@ def chat_router(gateway: Gateway) -> APIRouter:
             max_tokens=call.asked_tokens,
             shape=call.shape(),
             constrained=True,
-            media_options=call.media_options,
             options=call.engine_options(max_schema_bytes=settings.max_schema_bytes),
             is_continued=call.continue_final_message,
+            media_options=call.media_options,
             caller=caller,
         )
 

@@ -11,7 +11,7 @@ from starlette.types import Scope, Send
 from molmo_server.admission import WhileConnected
 from molmo_server.answers.completions_relay import CompletionsRelay
 from molmo_server.engine.launch import is_drafting
-from molmo_server.gateway import Gateway, whole_answer
+from molmo_server.gateway import Gateway
 from molmo_server.openai_api.completions_request import CompletionsRequest, check_limits
 from molmo_server.questions.texts import AskedTexts, TextQuestion
 from molmo_server.routes.body import read_body
@@ -80,13 +80,8 @@ def _question(
 
 async def _complete(gateway: Gateway, question: TextQuestion, scope: Scope, send: Send) -> None:
     request_id = scope["state"]["request_id"]
-    async with gateway.open_texts(question, request_id=request_id, whole=True) as (asked, reply):
-        answer = whole_answer(reply)
-        usage = answer.get("usage") or {}
-        asked.note_tokens(
-            prompt=usage.get("prompt_tokens"), completion=usage.get("completion_tokens", 0)
-        )
-        answer["system_fingerprint"] = tell_checkpoint(scope, asked.answering)
+    answer, checkpoint_id = await gateway.complete_texts(question, request_id=request_id)
+    answer["system_fingerprint"] = tell_checkpoint(scope, checkpoint_id)
     await send_json(answer, scope, send)
 
 

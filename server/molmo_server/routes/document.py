@@ -27,6 +27,8 @@ _NEVER_ANSWERED = "422"
 """FastAPI's status for what does not validate; here that is a 400 with OpenAI's envelope."""
 _NEVER_ANSWERED_SCHEMAS = ("HTTPValidationError", "ValidationError")
 _TEXT = {"schema": {"type": "string"}}
+_NAMED_EVENTS = {"schema": {"type": "object", "required": ["event", "data"]}}
+"""Of a stream whose events have names beside their data."""
 
 
 class _EngineAnswer(BaseModel):
@@ -84,7 +86,9 @@ class ResponseAnswer(_EngineAnswer):
     grounding: api.Grounding
 
 
-def _answer(what: str, model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+def _answer(
+    what: str, model: type[BaseModel], events: dict[str, Any] = _TEXT
+) -> dict[int | str, dict[str, Any]]:
     return {
         200: {
             "description": f"{what}; with `stream` as events",
@@ -92,7 +96,7 @@ def _answer(what: str, model: type[BaseModel]) -> dict[int | str, dict[str, Any]
                 "application/json": {
                     "schema": {"$ref": SCHEMA_REFERENCE.format(model=model.__name__)}
                 },
-                "text/event-stream": _TEXT,
+                "text/event-stream": events,
             },
         }
     }
@@ -100,7 +104,7 @@ def _answer(what: str, model: type[BaseModel]) -> dict[int | str, dict[str, Any]
 
 CHAT_ANSWER = _answer("OpenAI's chat completion", ChatCompletion)
 COMPLETIONS_ANSWER = _answer("OpenAI's completion", TextCompletion)
-RESPONSES_ANSWER = _answer("OpenAI's response", ResponseAnswer)
+RESPONSES_ANSWER = _answer("OpenAI's response", ResponseAnswer, _NAMED_EVENTS)
 PLAIN_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": _TEXT}}}
 _READ_BY_ROUTES: tuple[type[BaseModel], ...] = (
     ChatRequest,

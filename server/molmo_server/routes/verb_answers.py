@@ -24,6 +24,7 @@ from molmo_server.answers import merging
 from molmo_server.answers.events import END, LAST, EngineEvents, error_events, event
 from molmo_server.answers.interpolation import interpolated, moments_between
 from molmo_server.answers.reading import AnswerReader
+from molmo_server.answers.usage import tell_visual_tokens
 from molmo_server.answers.verbs import VerbSpec, written
 from molmo_server.errors import note_error
 from molmo_server.gateway import Gateway
@@ -134,7 +135,7 @@ class Answering:
             asked.prompt,
             reader,
             finish_reason=events.finish_reason,
-            usage=events.usage or _counted(asked, events.n_tokens),
+            usage=_used(asked, events),
             checkpoint=checkpoint,
             request_id=_request_id(scope),
         )
@@ -212,14 +213,17 @@ def _request_id(scope: Scope, number: int = 0) -> str:
     return f"{request_id}-{number}" if number else request_id
 
 
-def _counted(asked: Asked, n_tokens: int) -> Mapping[str, int]:
-    """What an engine that tells no usage has used."""
+def _used(asked: Asked, events: EngineEvents) -> Mapping[str, Any]:
+    """As the engine told, or counted here."""
     n_prompt = asked.prompt.n_tokens
-    return {
+    counted = {
         "prompt_tokens": n_prompt,
-        "completion_tokens": n_tokens,
-        "total_tokens": n_prompt + n_tokens,
+        "completion_tokens": events.n_tokens,
+        "total_tokens": n_prompt + events.n_tokens,
     }
+    usage = dict(events.usage or counted)
+    tell_visual_tokens(usage, asked.prompt.visual_usage())
+    return usage
 
 
 def _first(failures: BaseExceptionGroup[MolmoError]) -> MolmoError:

@@ -97,6 +97,7 @@ class Edge:
                 )
                 note_error(scope, ending)
                 await error_response(ending)(scope, receive, send_with_headers)
+            raise
         # The edge: whatever it is, the caller gets an envelope and the log the reason.
         except Exception:
             logger.exception("unforeseen failure", extra={"request_id": request_id})

@@ -201,7 +201,7 @@ class Caller:
 
         Raises RateLimited, TooManyMedia.
         """
-        if self.allowance is not None and not self._has_paid:
+        if self.allowance is not None and n_visual_tokens > 0 and not self._has_paid:
             await self.allowance.take_visual_tokens(
                 n_visual_tokens, is_background=self.is_background
             )

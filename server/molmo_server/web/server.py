@@ -5,8 +5,11 @@ Knows: uvicorn's options. Does not know: the application, signals (`serve`).
 
 from __future__ import annotations
 
+import asyncio
+
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from molmo_server.settings import MolmoSettings
 from molmo_server.web.connections import ConnectionLimits, guarded_protocol
@@ -18,8 +21,18 @@ def server_config(app: FastAPI, settings: MolmoSettings) -> uvicorn.Config:
         head_timeout_s=settings.head_timeout_s,
         write_timeout_s=settings.write_timeout_s,
     )
+
+    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except asyncio.CancelledError:
+            # At the end, by uvicorn, which takes it for a failure of the application. The caller
+            # has been told (`telemetry.edge`).
+            if scope["type"] != "http":
+                raise
+
     return uvicorn.Config(
-        app,
+        answering,
         http=guarded_protocol(limits),
         ws="none",
         log_config=None,
