@@ -38,6 +38,7 @@ from tests.support.engine import Wanted, engines_side_by_side
 N_VIDEOS, N_HELD = 18, 11
 N_ROUNDS, N_QUESTIONS, N_CALLERS = 5, 96, 8
 _BYTES_PER_VIDEO = 24 * 81 * 588  # frames, patches, bytes of a patch
+_DECODED_BYTES = 24 * 126 * 126 * 3
 _N_BLOCKS = 3 * N_HELD + N_CALLERS // 2
 """Of 128 tokens: a video has three full ones, and each request one more while it is answered."""
 
@@ -82,6 +83,7 @@ def rows() -> Iterator[Row]:
     checkpoint = Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
     held = {
         "media_cache_gib": N_HELD * _BYTES_PER_VIDEO / 2**30,
+        "frame_cache_gib": N_HELD * _DECODED_BYTES / 2**30,
         "max_model_len": 1024,
         "extra_arguments": ("--num-gpu-blocks-override", str(_N_BLOCKS)),
     }
