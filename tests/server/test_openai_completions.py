@@ -121,6 +121,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "no texts": ({"prompt": []}, "none empty", "prompt"),
     "an empty one": ({"prompt": ["a", ""]}, "none empty", "prompt"),
     "mixed ids": ({"prompt": [5, "a"]}, "send a text", "prompt"),
+    "texts and ids": ({"prompt": ["a", [5]]}, "may stand for all", "prompt"),
     "truth": ({"prompt": [True]}, "send a text", "prompt"),
     "negative": ({"prompt": [-1]}, "send a text", "prompt"),
     "many": ({"prompt": ["a"] * 17}, "got 17 texts in prompt, allowed are 16", "prompt"),

@@ -35,7 +35,7 @@ from molmo_server.questions.texts import Text
 _PASSED_ON = {*SAMPLING, "logprobs", "prompt_logprobs", "return_token_ids", "echo"}
 _DEFAULT_TOKENS = 16
 """OpenAI's, for this endpoint."""
-_EXPECTED = "send a text, or a list of texts, none empty; token ids may stand for any"
+_EXPECTED = "send a text, or a list of texts, none empty; token ids may stand for all"
 
 
 def _as_texts(prompt: Any) -> list[Any]:
@@ -47,7 +47,7 @@ def _as_texts(prompt: Any) -> list[Any]:
     n_ids = sum(len(text) for text in texts if isinstance(text, list))
     if n_ids > MOST:  # before each is looked at
         raise ValueError(f"got {n_ids:,} token ids; send fewer")
-    if not all(map(_is_text, texts)):
+    if not all(map(_is_text, texts)) or len({isinstance(text, str) for text in texts}) > 1:
         raise ValueError(_EXPECTED)
     return texts
 
