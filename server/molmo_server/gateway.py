@@ -181,7 +181,11 @@ class Gateway:
             admitted = self.admission.admit(caller.tenant, is_background=caller.is_background)
             async with admitted as deadline:
                 asked = AskedTexts(
-                    question=question, journey=journey, settings=self.settings, live=self.live
+                    question=question,
+                    journey=journey,
+                    settings=self.settings,
+                    live=self.live,
+                    salts=self.salts,
                 )
                 journey.begin("routing")
                 async with self.engines.open(

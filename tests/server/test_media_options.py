@@ -119,7 +119,9 @@ def test_raw_fields_of_the_engine_are_nobodys(gateway: RunningGateway) -> None:
         ("cache_salt", "mine"),
     ):
         response = gateway.chat([image_part(PNG), text_part("?")], **{name: value})
-        assert assert_refused(gateway, response, says="unknown field")["code"] == "unknown_field"
+        assert (
+            assert_refused(gateway, response, says="unknown field")["code"] == "unknown_parameter"
+        )
     files = gateway.chat(
         [{"type": "image_url", "image_url": {"url": "file:///etc/hostname"}}, text_part("?")]
     )

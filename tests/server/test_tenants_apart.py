@@ -14,6 +14,7 @@ from molmo_server.tenancy.salts import TenantSalts
 from molmo_server.tenancy.store import KeyStore
 from tests.server.media import data_url, picture
 from tests.server.test_routes_ops import sample
+from tests.support.fake_completions import FakeWithCompletions
 from tests.support.gateway import RunningGateway, error_of, running_gateway
 
 PNG = picture()
@@ -30,7 +31,7 @@ def keys(tmp_path: Path) -> Iterator[dict[str, str]]:
 @pytest.fixture
 def keyed(keys: dict[str, str], folder: Path, tmp_path: Path) -> Iterator[RunningGateway]:
     fields: dict[str, Any] = {"keys": tmp_path / "keys.db", "media_dir": tmp_path / "media"}
-    with running_gateway(folder, tmp_path, **fields) as gateway:
+    with running_gateway(folder, tmp_path, FakeWithCompletions(), **fields) as gateway:
         yield gateway
 
 
@@ -99,8 +100,12 @@ def test_a_text_is_salted_too(keyed: RunningGateway, keys: dict[str, str]) -> No
     messages = [{"role": "user", "content": "Hi"}]
     answer = ask(keyed, keys["a"], "POST", "/v1/chat/completions", json={"messages": messages})
     assert answer.status_code == 200
-    assert len(keyed.engine.requests[-1]["cache_salt"]) == 32
-    assert "media_io_kwargs" not in keyed.engine.requests[-1]
+    in_chat = keyed.engine.requests[-1]
+    assert "media_io_kwargs" not in in_chat
+    plain = ask(keyed, keys["a"], "POST", "/v1/completions", json={"prompt": "Hi"})
+    assert plain.status_code == 200, plain.text
+    assert keyed.engine.requests[-1]["cache_salt"] == in_chat["cache_salt"]
+    assert len(in_chat["cache_salt"]) == 32
 
 
 def test_without_keys_nothing_is_salted(gateway: RunningGateway) -> None:

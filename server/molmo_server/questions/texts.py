@@ -22,6 +22,7 @@ from molmo_server.prompt import check_text, check_values, too_long
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Journey
 from molmo_server.tenancy.callers import Caller
+from molmo_server.tenancy.salts import TenantSalts
 
 _PARAM = "prompt"
 Text = str | list[int]
@@ -49,6 +50,7 @@ class AskedTexts:
     journey: Journey
     settings: MolmoSettings
     live: LiveCheckpoint
+    salts: TenantSalts
     n_tokens: int = 0
     """Of all texts, as the engine that was asked last sees them."""
     answering: str = ""
@@ -71,12 +73,14 @@ class AskedTexts:
         await question.caller.pay(0)
         self.journey.begin("engine", engine=engine.name, checkpoint=checkpoint.id)
         texts: Any = question.texts
+        salt = self.salts.of(question.caller.tenant)
         return orjson.dumps(
             {
                 "model": self.settings.served_name,
                 "prompt": texts[0] if len(texts) == 1 else texts,
                 "max_tokens": budget,
                 **question.options,
+                **({"cache_salt": salt} if salt else {}),
             }
         )
 
