@@ -57,7 +57,7 @@ def test_fields_of_the_engine_are_no_fields_here(gateway: RunningGateway, name: 
 
     for response in (chat, verb):
         error = assert_refused(gateway, response, "unknown field")
-        assert (error["code"], error["param"]) == ("unknown_field", name)
+        assert (error["code"], error["param"]) == ("unknown_parameter", name)
 
 
 @pytest.mark.parametrize(
