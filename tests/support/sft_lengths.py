@@ -24,7 +24,7 @@ SHARES = {
     "image_pointing": 0.10,
     "nlp": 0.10,
 }
-# Tokens and crops of pictures of usual sizes, with how often they are taken: at most 8 crops, and 24.
+# Tokens and crops of pictures of usual sizes with at most 8 tiles, how often each; with 24.
 PICTURES = ((410, 2), (752, 5), (992, 7), (1189, 9), (980, 6), (1334, 9))
 PICTURE_RATES = (0.10, 0.25, 0.15, 0.30, 0.10, 0.10)
 LARGE_PICTURES = ((2006, 17), (1949, 16), (2804, 25), (2823, 25))

@@ -58,9 +58,9 @@ def test_parts_share_by_root_of_size_cap_part_weight_or_rate() -> None:
 
 
 def test_groups_nest_and_their_rates_need_not_sum_to_one() -> None:
-    """The shares that the specification gives for the released SFT mixture, rates 1.1 together."""
-    rates = {"demo": 0.15, "video": 0.2, "image": 0.25, "track": 0.15, "vpoint": 0.15, "ipoint": 0.1,
-             "nlp": 0.0995, "hardcodes": 0.0005}  # fmt: skip
+    """The shares that the specification gives for the released SFT mixture, rates of 1.1."""
+    rates = {"demo": 0.15, "video": 0.2, "image": 0.25, "track": 0.15, "vpoint": 0.15,
+             "ipoint": 0.1, "nlp": 0.0995, "hardcodes": 0.0005}  # fmt: skip
     groups = [
         Group(name=name, rate=rate, parts=(Part(dataset=f"{name}_1"), Part(dataset=f"{name}_2")))
         for name, rate in rates.items()

@@ -12,7 +12,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +119,8 @@ def shares_table(mixture: Group, sizes: Mapping[str, int], n_examples: int | Non
     return "\n".join(lines)
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True)
+class Draw:
     """Example `index` of a dataset, drawn in its epoch `epoch`."""
 
     dataset: str
@@ -131,12 +132,15 @@ class Draw(NamedTuple):
 
 
 CHUNK_SIZE = 1 << 16
+KEPT_CHUNKS = 3
+"""Lanes of one process stand at nearly the same draw; one that stays behind costs a chunk anew."""
 
 
 class DrawSequence:
-    """The draws of a run by number. Going back or forth by little is cheap, far ahead 30 ns a draw.
+    """The draws of a run by number: a dataset at random, by its share, of it the next example.
 
-    Datasets are drawn at random by their share; an epoch of a dataset has each of its examples once.
+    An epoch of a dataset has each of its examples once. Going far ahead, as after a resume, costs
+    the draws in between once.
     """
 
     def __init__(self, shares: tuple[Share, ...], sizes: Mapping[str, int], seed: int) -> None:
@@ -160,17 +164,24 @@ class DrawSequence:
 
     def _chunk(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Which dataset each draw of a chunk is of, and how often that was drawn before."""
-        while number not in self._chunks:
-            made = min(number, len(self._starts) - 1)
-            state, counts = self._starts[made]
-            random = np.random.RandomState()
-            random.set_state(state)
-            chosen = random.choice(len(self.shares), size=CHUNK_SIZE, p=self._rates)
-            nth, after = _counted(chosen, counts)
-            if made == len(self._starts) - 1:
-                self._starts.append((random.get_state(legacy=False), after))
-            _keep(self._chunks, made, (chosen, nth), most=3)
+        if number not in self._chunks:
+            while len(self._starts) <= number:
+                chosen, after = self._chosen(len(self._starts) - 1)
+                counts = self._starts[-1][1] + np.bincount(chosen, minlength=len(self.shares))
+                self._starts.append((after, counts))
+            chosen, _ = self._chosen(number)
+            nth = _counted(chosen, self._starts[number][1])
+            for old in list(self._chunks)[: -(KEPT_CHUNKS - 1)]:
+                del self._chunks[old]
+            self._chunks[number] = (chosen, nth)
         return self._chunks[number]
+
+    def _chosen(self, chunk: int) -> tuple[NDArray[np.int64], dict[str, Any]]:
+        """The datasets of a chunk's draws, and the state of the random numbers after it."""
+        random = np.random.RandomState()
+        random.set_state(self._starts[chunk][0])
+        chosen = random.choice(len(self.shares), size=CHUNK_SIZE, p=self._rates)
+        return chosen, random.get_state(legacy=False)
 
     def _order(self, which: int, epoch: int) -> NDArray[np.int32]:
         if (which, epoch) not in self._orders:
@@ -186,29 +197,14 @@ class DrawSequence:
         return np.random.default_rng(item_seed(draw.index, draw.epoch, self.seed, name))
 
 
-def _counted(
-    chosen: NDArray[np.int64], before: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each draw how often its dataset was drawn before; the counts after all of them."""
+def _counted(chosen: NDArray[np.int64], before: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each draw how often its dataset was drawn before it."""
+    by_dataset = np.argsort(chosen, kind="stable")
+    n_of_each = np.bincount(chosen, minlength=len(before))
+    first_of_each = np.cumsum(n_of_each) - n_of_each
     nth = np.empty_like(chosen)
-    after = before.copy()
-    for which in range(len(before)):
-        places = np.flatnonzero(chosen == which)
-        nth[places] = before[which] + np.arange(len(places))
-        after[which] += len(places)
-    return nth, after
-
-
-def _keep(
-    kept: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
-    key: int,
-    value: tuple[NDArray[np.int64], NDArray[np.int64]],
-    *,
-    most: int,
-) -> None:
-    kept[key] = value
-    while len(kept) > most:
-        del kept[next(iter(kept))]
+    nth[by_dataset] = np.arange(len(chosen)) + np.repeat(before - first_of_each, n_of_each)
+    return nth
 
 
 def epoch_order(size: int, epoch: int, seed: int) -> NDArray[np.int32]:

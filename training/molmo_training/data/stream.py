@@ -2,8 +2,8 @@
 
 The examples of a run are dealt out to a fixed number of lanes, one after the other. A lane packs
 its own examples and gives every `n_lanes`-th pack of the run; a rank serves every `world_size`-th
-lane, a worker some lanes of its rank. So a pack depends on its lane alone, and the state of a run is
-a few numbers for each lane.
+lane, a worker some lanes of its rank. So a pack depends on its lane alone, and the state of a run
+is a few numbers for each lane.
 
 Knows: which example goes where, and that a bad one is left out. Does not know: what examples are
 about, how batches are trained on. Source of the order of examples: `mixture`.
@@ -17,6 +17,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import cycle
 from typing import Any, Protocol
 
 import numpy as np
@@ -130,7 +131,7 @@ class Lane:
         try:
             made = self.plan.make(draw)
             self._packer.add(made.size, _Waits(number, made))
-        except Exception as error:  # noqa: BLE001: whatever a dataset does, the run goes on
+        except Exception as error:  # noqa: BLE001 - a dataset may do anything
             self._leave_out(draw, error)
 
     def _row(self, waits: _Waits, size: Size) -> list[Tokenized]:
@@ -140,7 +141,7 @@ class Lane:
             if made.size != size:
                 raise DataError(f"its size was {tuple(size)} before the stop, is {made.size} now")
             row = made.row()
-        except Exception as error:  # noqa: BLE001: whatever a dataset does, the run goes on
+        except Exception as error:  # noqa: BLE001 - a dataset may do anything
             self._leave_out(draw, error)
             return []
         factor = np.float32(self.plan.draws.loss_factor(draw.dataset))
@@ -190,25 +191,33 @@ class _Delivered:
     bad: tuple[str, ...] = field(default=())
 
 
-class _LaneGroups(IterableDataset[_Delivered]):
+class _LaneGroups(IterableDataset[_Delivered | DataError]):
     """The batches of some groups of lanes, taking turns; a group gives the rows of a batch."""
 
     def __init__(self, groups: Sequence[Sequence[Lane]]) -> None:
         self.groups = groups
 
-    def __iter__(self) -> Iterator[_Delivered]:
-        while True:
-            for lanes in self.groups:
-                packs = [lane.next_pack() for lane in lanes]
-                batch = replace(
-                    collate([pack_rows(pack) for pack in packs]), n_examples=sum(map(len, packs))
-                )
-                bad = tuple(reason for lane in lanes for reason in lane.bad)
-                for lane in lanes:
-                    lane.bad.clear()
-                yield _Delivered(
-                    batch=batch, states={lane.number: lane.state for lane in lanes}, bad=bad
-                )
+    def __iter__(self) -> Iterator[_Delivered | DataError]:
+        """An error comes as a value: raised in a worker it would get the loader's traceback."""
+        for lanes in cycle(self.groups):
+            try:
+                yield _delivered(lanes)
+            except DataError as error:
+                yield error
+                return
+
+
+def _delivered(lanes: Sequence[Lane]) -> _Delivered:
+    packs = [lane.next_pack() for lane in lanes]
+    batch = collate([pack_rows(pack) for pack in packs])
+    bad = tuple(reason for lane in lanes for reason in lane.bad)
+    for lane in lanes:
+        lane.bad.clear()
+    return _Delivered(
+        batch=replace(batch, n_examples=sum(map(len, packs))),
+        states={lane.number: lane.state for lane in lanes},
+        bad=bad,
+    )
 
 
 class PackedStream:
@@ -260,6 +269,9 @@ class PackedStream:
         ]
         while True:
             delivered = next(feeds[self._n_batches % len(groups) % n_feeds])
+            if isinstance(delivered, DataError):
+                feeds.clear()  # ends the workers now, not when the traceback is gone
+                raise delivered
             self._states |= delivered.states
             self._n_batches += 1
             for reason in delivered.bad:
@@ -272,7 +284,7 @@ class PackedStream:
         lanes, size = sorted(self._states), self.plan.config.rows_per_batch
         return [lanes[k : k + size] for k in range(0, len(lanes), size)]
 
-    def _feed(self, groups: Sequence[int]) -> Iterator[_Delivered]:
+    def _feed(self, groups: Sequence[int]) -> Iterator[_Delivered | DataError]:
         """What one worker hands out: the batches of its groups of lanes, in turn."""
         lanes = [
             [Lane(self.plan, lane, self._states[lane]) for lane in self._lane_groups[group]]
