@@ -75,13 +75,15 @@ class BatchStream(IterableDataset[Batch]):
         return [collate(rows[k * size : (k + 1) * size]) for k in order]
 
 
-def make_loader(stream: IterableDataset[T], *, n_workers: int) -> DataLoader[T]:
-    """A loader that hands out whole batches, prepared in `n_workers` processes."""
+def make_loader(
+    stream: IterableDataset[T], *, n_workers: int, n_prefetched: int = 4
+) -> DataLoader[T]:
+    """Whole batches, prepared in `n_workers` processes, `n_prefetched` ahead in each."""
     return DataLoader(
         stream,
         batch_size=None,
         num_workers=n_workers,
-        prefetch_factor=4 if n_workers else None,
+        prefetch_factor=n_prefetched if n_workers else None,
         persistent_workers=n_workers > 0,
     )
 

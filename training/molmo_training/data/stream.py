@@ -5,181 +5,28 @@ its own examples and gives every `n_lanes`-th pack of the run; a rank serves eve
 lane, a worker some lanes of its rank. So a pack depends on its lane alone, and the state of a run
 is a few numbers for each lane.
 
-Knows: which example goes where, and that a bad one is left out. Does not know: what examples are
-about, how batches are trained on. Source of the order of examples: `mixture`.
+Knows: which lane is served where, and how states of ranks make one of a run. Does not know: what
+examples are about, how batches are trained on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import cycle
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from torch.utils.data import IterableDataset
 
 from molmo_core.errors import DataError
-from molmo_training.data.example import Batch, Tokenized
+from molmo_training.data.example import Batch
+from molmo_training.data.lanes import Lane, LaneState, Plan, RowSource, StreamConfig
 from molmo_training.data.loader import collate, make_loader
-from molmo_training.data.mixture import Draw, DrawSequence, Group, effective_shares
-from molmo_training.data.packing import Budgets, Packer, Size, pack_rows
+from molmo_training.data.packing import pack_rows
 
 _LOG = logging.getLogger(__name__)
-
-
-class SizedRow(Protocol):
-    """An example whose size is known; its media may wait on disk until it is packed."""
-
-    @property
-    def size(self) -> Size: ...
-
-    def row(self) -> Tokenized: ...
-
-
-class RowSource(Protocol):
-    """A dataset as the stream sees it. What `make` draws, it draws with the generator it gets."""
-
-    def __len__(self) -> int:
-        """The number of examples, without reading them."""
-        ...
-
-    def make(self, index: int, rng: np.random.Generator) -> SizedRow: ...
-
-
-@dataclass(frozen=True)
-class ReadyRow:
-    """A row that is complete already: simple, and the buffer then holds its pixels."""
-
-    tokenized: Tokenized
-
-    @property
-    def size(self) -> Size:
-        return Size(len(self.tokenized.input_ids), len(self.tokenized.crops))
-
-    def row(self) -> Tokenized:
-        return self.tokenized
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamConfig:
-    """Everything that decides what is in which batch.
-
-    `n_lanes` has to be divisible by every number of ranks that the run is to go on with, times the
-    rows of a batch: the packs of an optimizer step are a good choice. Each lane holds `buffer_size`
-    examples that wait.
-    """
-
-    mixture: Group
-    budgets: Budgets
-    n_lanes: int
-    buffer_size: int = 48
-    rows_per_batch: int = 1
-    seed: int = 50_189
-    n_bad_allowed: int = 3
-    bad_share_allowed: float = 0.01
-    """A lane leaves out bad examples up to `n_bad_allowed` and this share of what it drew."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaneState:
-    """Where a lane stands. `waiting`: number, tokens and crops of each example in its buffer."""
-
-    n_drawn: int = 0
-    n_packs: int = 0
-    n_bad: int = 0
-    waiting: tuple[tuple[int, int, int], ...] = ()
-
-
-class _Waits:
-    """An example in the buffer; after a resume it is made only when its pack is."""
-
-    def __init__(self, number: int, made: SizedRow | None = None) -> None:
-        self.number, self.made = number, made
-
-
-class Lane:
-    """Every `n_lanes`-th example of the run, packed; `bad` holds what was left out and why."""
-
-    def __init__(self, plan: Plan, number: int, state: LaneState) -> None:
-        self.plan, self.number, self.state = plan, number, state
-        self.bad: list[str] = []
-        self._packer: Packer[_Waits] = Packer(plan.config.budgets, plan.config.buffer_size)
-        for example, n_tokens, n_crops in state.waiting:
-            self._packer.add(Size(n_tokens, n_crops), _Waits(example))
-
-    def next_pack(self) -> list[Tokenized]:
-        """The rows of the next pack. Raises DataError when too many examples were bad."""
-        rows: list[Tokenized] = []
-        while not rows:
-            while not self._packer.is_full:
-                self._add_next()
-            for size, waits in self._packer.pop():
-                rows += self._row(waits, size)
-        waiting = tuple((waits.number, *size) for size, waits in self._packer.waiting)
-        self.state = replace(self.state, n_packs=self.state.n_packs + 1, waiting=waiting)
-        return rows
-
-    def _add_next(self) -> None:
-        number = self.state.n_drawn * self.plan.config.n_lanes + self.number
-        self.state = replace(self.state, n_drawn=self.state.n_drawn + 1)
-        draw = self.plan.draws(number)
-        try:
-            made = self.plan.make(draw)
-            self._packer.add(made.size, _Waits(number, made))
-        except Exception as error:  # noqa: BLE001 - a dataset may do anything
-            self._leave_out(draw, error)
-
-    def _row(self, waits: _Waits, size: Size) -> list[Tokenized]:
-        draw = self.plan.draws(waits.number)
-        try:
-            made = waits.made or self.plan.make(draw)
-            if made.size != size:
-                raise DataError(f"its size was {tuple(size)} before the stop, is {made.size} now")
-            row = made.row()
-        except Exception as error:  # noqa: BLE001 - a dataset may do anything
-            self._leave_out(draw, error)
-            return []
-        factor = np.float32(self.plan.draws.loss_factor(draw.dataset))
-        return [replace(row, weights=row.weights * factor)]
-
-    def _leave_out(self, draw: Draw, error: Exception) -> None:
-        self.bad.append(f"{draw}: {type(error).__name__}: {error}")
-        state, config = self.state, self.plan.config
-        self.state = replace(state, n_bad=state.n_bad + 1)
-        allowed = max(config.n_bad_allowed, config.bad_share_allowed * state.n_drawn)
-        if self.state.n_bad > allowed:
-            raise DataError(
-                f"{self.state.n_bad} of the {state.n_drawn} examples of lane {self.number} were "
-                f"bad, {allowed:.0f} are allowed. The last: {'; '.join(self.bad[-3:])}. Repair or "
-                "leave out these examples, or allow more"
-            ) from error
-
-
-class Plan:
-    """The mixture over actual datasets: what is drawn when, and how it is made."""
-
-    def __init__(self, config: StreamConfig, sources: Mapping[str, RowSource]) -> None:
-        self.config, self.sources = config, sources
-        sizes = {name: len(source) for name, source in sources.items()}
-        shares = effective_shares(config.mixture, sizes)
-        self.draws = DrawSequence(shares, sizes, config.seed)
-        drawn = [(*share, sizes[share.dataset]) for share in shares]
-        self.identity: dict[str, Any] = {
-            "seed": config.seed,
-            "n_lanes": config.n_lanes,
-            "buffer_size": config.buffer_size,
-            "budgets": asdict(config.budgets),
-            "mixture": hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:16],
-        }
-        """What a state must have been made with to go on with it."""
-
-    def make(self, draw: Draw) -> SizedRow:
-        return self.sources[draw.dataset].make(draw.index, self.draws.generator(draw))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +35,7 @@ class _Delivered:
 
     batch: Batch
     states: dict[int, LaneState]
-    bad: tuple[str, ...] = field(default=())
+    bad: tuple[str, ...]
 
 
 class _LaneGroups(IterableDataset[_Delivered | DataError]):
@@ -225,7 +72,8 @@ class PackedStream:
     (b · rows_per_batch) · world_size + r on, every world_size-th.
 
     `state()` says where the rank stands after the batches handed out; the states of all ranks,
-    merged, are what any other number of ranks and workers goes on with.
+    merged, are what any other number of ranks and workers goes on with. Each worker makes
+    `n_prefetched` batches ahead: their crops lie in shared memory.
     """
 
     def __init__(
@@ -236,8 +84,11 @@ class PackedStream:
         rank: int = 0,
         world_size: int = 1,
         n_workers: int = 0,
+        n_prefetched: int = 2,
         state: Mapping[str, Any] | None = None,
     ) -> None:
+        if not 0 <= rank < world_size:
+            raise DataError(f"rank is {rank} of {world_size}; ranks count from 0")
         if config.n_lanes % (world_size * config.rows_per_batch):
             raise DataError(
                 f"n_lanes is {config.n_lanes}; {world_size} ranks with {config.rows_per_batch} "
@@ -245,9 +96,10 @@ class PackedStream:
             )
         self.plan = Plan(config, sources)
         self.rank, self.world_size, self.n_workers = rank, world_size, n_workers
+        self.n_prefetched = n_prefetched
         start = _lane_states(state, self.plan.identity, config.n_lanes)
         self._states = {lane: start[lane] for lane in range(rank, config.n_lanes, world_size)}
-        self._n_batches = self._batches_before(sum(lane.n_packs for lane in start.values()))
+        self._n_batches = self._batches_before(_n_packs(start))
 
     def _batches_before(self, n_packs: int) -> int:
         a_turn = self.world_size * self.plan.config.rows_per_batch
@@ -290,7 +142,10 @@ class PackedStream:
             [Lane(self.plan, lane, self._states[lane]) for lane in self._lane_groups[group]]
             for group in groups
         ]
-        return iter(make_loader(_LaneGroups(lanes), n_workers=min(self.n_workers, 1)))
+        loader = make_loader(
+            _LaneGroups(lanes), n_workers=min(self.n_workers, 1), n_prefetched=self.n_prefetched
+        )
+        return iter(loader)
 
     def state(self) -> dict[str, Any]:
         """Where the lanes of this rank stand, for JSON."""
@@ -324,6 +179,18 @@ def _lane_states(
             f"the state has nothing of lanes {missing[:8]}; merge the states of all ranks"
         )
     return {lane: _lane_state(state["lanes"][str(lane)]) for lane in range(n_lanes)}
+
+
+def _n_packs(lanes: Mapping[int, LaneState]) -> int:
+    """The packs that a run has given. Raises DataError when its ranks stopped at different ones."""
+    n_packs = sum(lane.n_packs for lane in lanes.values())
+    for number, lane in lanes.items():
+        if lane.n_packs != (expected := -(-(n_packs - number) // len(lanes))):
+            raise DataError(
+                f"lane {number} has given {lane.n_packs} packs where the others make it "
+                f"{expected}: the ranks' states are of different batches; take those of one save"
+            )
+    return n_packs
 
 
 def _lane_state(saved: Mapping[str, Any]) -> LaneState:
