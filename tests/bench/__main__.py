@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-PARTS = ("parsing", "preprocessing", "gateway", "throughput", "routing", "drafting")
+PARTS = ("parsing", "preprocessing", "gateway", "throughput", "routing", "drafting", "packing")
 
 
 def main(wanted: list[str]) -> int:

@@ -129,7 +129,8 @@ class AttentionGuide:
         """
         assert self._seen is not None, "the guide speaks of the last forward; there was none"
         (x, rope, mask), self._seen = self._seen, None
-        wanted = (about[:, :, None] & shows[:, None, :]) != 0  # (B, queries, keys)
+        # Numbers of objects are those of an example: the mask keeps packed examples apart.
+        wanted = ((about[:, :, None] & shows[:, None, :]) != 0) & mask[:, 0]  # (B, queries, keys)
         rows = wanted.any(-1)
         if not rows.any():
             return x.new_zeros(())

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from molmo_training.data.example import Batch, Example, Tokenized
+from molmo_training.data.packing import joined_pooling
 from molmo_training.data.tokenize import Tokenizing
 
 
@@ -74,13 +75,15 @@ class BatchStream(IterableDataset[Batch]):
         return [collate(rows[k * size : (k + 1) * size]) for k in order]
 
 
-def make_loader(stream: IterableDataset[T], *, n_workers: int) -> DataLoader[T]:
-    """A loader that hands out whole batches, prepared in `n_workers` processes."""
+def make_loader(
+    stream: IterableDataset[T], *, n_workers: int, n_prefetched: int = 4
+) -> DataLoader[T]:
+    """Whole batches, prepared in `n_workers` processes, `n_prefetched` ahead in each."""
     return DataLoader(
         stream,
         batch_size=None,
         num_workers=n_workers,
-        prefetch_factor=4 if n_workers else None,
+        prefetch_factor=n_prefetched if n_workers else None,
         persistent_workers=n_workers > 0,
     )
 
@@ -88,10 +91,6 @@ def make_loader(stream: IterableDataset[T], *, n_workers: int) -> DataLoader[T]:
 def collate(rows: Sequence[Tokenized]) -> Batch:
     """Pad rows to the longest; pooling indices are shifted behind the crops of earlier rows."""
     length = max(len(r.input_ids) for r in rows)
-    pooling, first = [], 0
-    for row in rows:
-        pooling.append(np.where(row.pooling >= 0, row.pooling + first, -1))
-        first += row.crops.shape[0] * row.crops.shape[1]
 
     def padded(name: str) -> torch.Tensor:
         arrays = [getattr(r, name) for r in rows]
@@ -109,7 +108,7 @@ def collate(rows: Sequence[Tokenized]) -> Batch:
         subsegments=padded("subsegments"),
         valid=torch.arange(length)[None] < lengths[:, None],
         crops=torch.from_numpy(np.concatenate([r.crops for r in rows])),
-        pooling=torch.from_numpy(np.concatenate(pooling)),
+        pooling=torch.from_numpy(joined_pooling(rows)),
         patch_targets=torch.from_numpy(np.concatenate([r.patch_targets for r in rows])),
         token_targets=torch.from_numpy(np.concatenate([r.token_targets for r in rows])),
         about=padded("about"),

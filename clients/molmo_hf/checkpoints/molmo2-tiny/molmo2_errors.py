@@ -20,6 +20,7 @@
       Busy                      503   the queue is full; carries Retry-After
       DeadlineExceeded          504
       CheckpointError           500   a checkpoint folder cannot be used
+      DataError                 500   training data, or what is said of them, cannot be used
       KeyStoreError             500   the file of API keys cannot be used, or a key not be made
       BatchStoreError           503   files and batches cannot be kept: the disk is full, …
       UnsupportedEngine         500   the installed vLLM is not the one that was tested
@@ -157,6 +158,10 @@ class DeadlineExceeded(MolmoError):
 
 class CheckpointError(MolmoError):
     code = "checkpoint_error"
+
+
+class DataError(MolmoError):
+    code = "data_error"
 
 
 class KeyStoreError(MolmoError):
