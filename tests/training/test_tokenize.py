@@ -11,12 +11,12 @@ from molmo_core.prompts import Turn, render_chat
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
 from molmo_training.data.example import Branch, Example, MarkedObject
 from molmo_training.data.tokenize import (
-    PREFIX_SUBSEGMENT,
     Tokenizing,
     mark_patches,
     pooled_targets,
     shown_objects,
 )
+from molmo_training.data.tree import PREFIX_SUBSEGMENT
 from molmo_training.recipes.tiny import IMAGES
 
 PICTURE = np.full((120, 200, 3), 128, dtype=np.uint8)
