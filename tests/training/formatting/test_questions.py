@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from molmo_core.errors import InvalidExample
-from molmo_training.data.formatting import PRETRAIN, SFT, FormatSettings, Formatter
+from molmo_training.data.formatting import (
+    PRETRAIN,
+    SFT,
+    FormatSettings,
+    Formatter,
+    LossWeight,
+)
 from molmo_training.data.formatting.counting_guard import guard_prefixes, is_counting_question
 from molmo_training.data.formatting.questions import clock_text, seconds_text
 from molmo_training.data.formatting.style_prefix import style_prefix, trained_style
@@ -321,9 +327,15 @@ def test_weights_of_a_row_and_of_its_branches() -> None:
             {"question": "c?", "answer": "d", "weight": {"weight": 0.5, "root_length": True}},
         ],
     }
-    branches = Formatter(settings=SFT)(row, np.random.default_rng(0)).branches
-    found = {b.turns[0].text: (b.weight, b.root_subsegments, b.root_length) for b in branches}
-    assert found == {"vqa2: a?": (0.2, None, False), "vqa2: c?": (0.1, None, True)}
+    of_mixture = LossWeight(factor=0.5, root_subsegments=False, root_length=False)
+    for whole, factor in ((LossWeight(), 1.0), (of_mixture, 0.5)):
+        formatter = Formatter(settings=SFT, weight=whole)
+        branches = formatter(row, np.random.default_rng(0)).branches
+        found = {b.turns[0].text: (b.weight, b.root_subsegments, b.root_length) for b in branches}
+        assert found == {
+            "vqa2: a?": (0.2 * factor, whole.root_subsegments, False),
+            "vqa2: c?": (0.1 * factor, whole.root_subsegments, True),
+        }
 
 
 def test_a_caption_and_its_transcript_are_two_branches() -> None:

@@ -11,8 +11,8 @@ row, media      reading a row's fields; its decoded media
 settings        what differs between the stages of training
 """
 
-from molmo_training.data.formatting.formatter import Formatter
+from molmo_training.data.formatting.formatter import Formatter, LossWeight
 from molmo_training.data.formatting.media import RowMedia
 from molmo_training.data.formatting.settings import PRETRAIN, SFT, FormatSettings
 
-__all__ = ["PRETRAIN", "SFT", "FormatSettings", "Formatter", "RowMedia"]
+__all__ = ["PRETRAIN", "SFT", "FormatSettings", "Formatter", "LossWeight", "RowMedia"]

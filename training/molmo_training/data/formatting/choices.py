@@ -12,6 +12,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -50,14 +51,14 @@ def read_choice(row: Row) -> Choice:
     if not 1 <= len(options) <= _MOST_OPTIONS:
         raise invalid(row, "options", f"1 to {_MOST_OPTIONS} options")
     index = row.get("answer_idx")
-    correct = tuple(items(row, "answer_idx")) if not isinstance(index, int) else (index,)
-    is_known = all(isinstance(k, int) and 0 <= k < len(options) for k in correct)
+    correct = (index,) if isinstance(index, Integral) else items(row, "answer_idx")
+    is_known = all(isinstance(k, Integral) and 0 <= k < len(options) for k in correct)
     if not correct or not is_known:
         raise invalid(row, "answer_idx", f"numbers from 0 to {len(options) - 1}")
     return Choice(
         question=text(row, "question"),
         options=options,
-        correct=correct,
+        correct=tuple(int(k) for k in correct),
         is_unlabelled=flag(row, "unlabelled_options"),
     )
 

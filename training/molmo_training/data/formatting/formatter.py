@@ -38,10 +38,43 @@ from molmo_training.data.formatting.style_prefix import style_prefix, trained_st
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossWeight:
+    """How a branch counts in the loss; None leaves it to `Tokenizing`."""
+
+    factor: float = 1.0
+    root_subsegments: bool | None = None
+    root_length: bool | None = None
+
+    def within(self, outer: LossWeight) -> LossWeight:
+        """Factors multiply; what is said closer to the branch wins."""
+        return LossWeight(
+            factor=self.factor * outer.factor,
+            root_subsegments=_first(self.root_subsegments, outer.root_subsegments),
+            root_length=_first(self.root_length, outer.root_length),
+        )
+
+
+UNCHANGED = LossWeight()
+
+_SHARED_FIELDS = (
+    "style",
+    "point_scale",
+    "width",
+    "height",
+    "clip_points",
+    "sampling_fps",
+    "guard_counting",
+)
+"""What a row says for all rows inside it that do not say otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Formatter:
-    """Formats rows; all that varies is drawn from the generator given with each."""
+    """Formats rows of one dataset; all that varies is drawn from the generator given with each."""
 
     settings: FormatSettings
+    weight: LossWeight = UNCHANGED
+    """Of the whole dataset, as a mixture sets it."""
 
     def __call__(self, row: Row, rng: np.random.Generator, media: RowMedia = TEXT_ONLY) -> Example:
         """Raises InvalidExample for a row that cannot be used, naming the field at fault."""
@@ -71,13 +104,15 @@ class Formatter:
             Turn(role="assistant" if k % 2 else "user", text=message)
             for k, message in enumerate(messages)
         )
-        own = _weight(part)
-        whole = _Weight() if part is row else _weight(row)
+        weight = _weight(part)
+        if part is not row:
+            weight = weight.within(_weight(row))
+        weight = weight.within(self.weight)
         return Branch(
             turns=turns,
-            weight=own.factor * whole.factor,
-            root_subsegments=_first(own.root_subsegments, whole.root_subsegments),
-            root_length=_first(own.root_length, whole.root_length),
+            weight=weight.factor,
+            root_subsegments=weight.root_subsegments,
+            root_length=weight.root_length,
         )
 
     def _messages(self, part: Row, media: RowMedia, rng: np.random.Generator) -> list[str]:
@@ -99,12 +134,12 @@ def _parts(row: Row) -> Sequence[Row]:
 
 
 def _inherit(row: Row, field: str) -> list[Row]:
-    """The rows in a field, with the style of the one that holds them where they have none."""
+    """The rows in a field, with what the row that holds them says for all."""
     found = rows(row, field)
     if not found:
         raise invalid(row, field, "at least one row")
-    style = {} if row.get("style") is None else {"style": row["style"]}
-    return [{**style, **{k: v for k, v in one.items() if v is not None}} for one in found]
+    shared = {name: row[name] for name in _SHARED_FIELDS if row.get(name) is not None}
+    return [{**shared, **{k: v for k, v in one.items() if v is not None}} for one in found]
 
 
 def _style_of(part: Row) -> str | None:
@@ -140,23 +175,16 @@ def _refuse_control_tokens(messages: Sequence[str]) -> None:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Weight:
-    factor: float = 1.0
-    root_subsegments: bool | None = None
-    root_length: bool | None = None
-
-
-def _weight(row: Row) -> _Weight:
+def _weight(row: Row) -> LossWeight:
     given = row.get("weight")
     if not isinstance(given, Mapping):
         factor = optional_number(row, "weight")
-        return _Weight(factor=_positive(row, 1.0 if factor is None else factor))
+        return LossWeight(factor=_positive(row, 1.0 if factor is None else factor))
     unknown = set(given) - {"weight", "root_subsegments", "root_length"}
     if unknown:
         raise invalid(row, "weight", "a number, or {weight, root_subsegments, root_length}")
     factor = optional_number(given, "weight")
-    return _Weight(
+    return LossWeight(
         factor=_positive(row, 1.0 if factor is None else factor),
         root_subsegments=_optional_flag(given, "root_subsegments"),
         root_length=_optional_flag(given, "root_length"),

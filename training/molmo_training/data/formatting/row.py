@@ -7,6 +7,7 @@ Knows: types of fields. Does not know: what a style needs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def optional_number(row: Row, field: str) -> float | None:
     value = row.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise invalid(row, field, "a number")
     return float(value)
 
@@ -61,7 +62,7 @@ def number(row: Row, field: str) -> float:
 
 def flag(row: Row, field: str) -> bool:
     value = row.get(field)
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool | np.bool_):
         return bool(value)
     raise invalid(row, field, "true or false")
 

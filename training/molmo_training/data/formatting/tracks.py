@@ -63,11 +63,12 @@ def track(
     slots = {"label": label, "fps": f"{fps:g}"}
     if style.startswith("video_single_point"):
         frames, query = _follow_one(row, frames, settings, rng)
+        frames = frames[-1:] if is_ends_only else frames
         try:
             slots["input_points"] = render_points([query], label, clip=flag(row, "clip_points"))
         except ValueError as error:
             raise invalid(row, "tracks", f"points inside their scale ({error})") from error
-    if is_ends_only:
+    elif is_ends_only:
         frames = ends_only(frames)
     question = optional_text(row, "question") or _question(style, slots, fps, settings, rng)
     return question, _answer(row, frames, label, settings)
