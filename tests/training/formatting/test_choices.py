@@ -112,6 +112,7 @@ def test_several_right_options() -> None:
         ({"answer_idx": 3}, "numbers from 0 to 2"),
         ({"answer_idx": None}, "'answer_idx' .* is missing"),
         ({"answer_idx": []}, "numbers from 0 to 2"),
+        ({"answer_idx": ["B"]}, "numbers from 0 to 2"),
         ({"options": []}, "1 to 26 options"),
         ({"options": "cat"}, "give a list"),
     ],
@@ -119,3 +120,8 @@ def test_several_right_options() -> None:
 def test_choices_that_cannot_be_used(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidExample, match=message):
         ask({**ROW, **change})
+
+
+def test_numbers_as_tables_hold_them() -> None:
+    row = {**ROW, "options": np.array(ROW["options"]), "answer_idx": np.int64(1)}
+    assert ask(row, FormatSettings(is_training=False)) == FIXED

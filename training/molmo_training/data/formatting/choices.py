@@ -39,26 +39,26 @@ _MOST_OPTIONS = 26
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class _Choice:
     question: str
     options: tuple[str, ...]
     correct: tuple[int, ...]
     is_unlabelled: bool
 
 
-def read_choice(row: Row) -> Choice:
+def _read_choice(row: Row) -> _Choice:
     options = tuple(str(option) for option in items(row, "options"))
     if not 1 <= len(options) <= _MOST_OPTIONS:
         raise invalid(row, "options", f"1 to {_MOST_OPTIONS} options")
     index = row.get("answer_idx")
-    correct = (index,) if isinstance(index, Integral) else items(row, "answer_idx")
-    is_known = all(isinstance(k, Integral) and 0 <= k < len(options) for k in correct)
-    if not correct or not is_known:
+    given = [index] if isinstance(index, Integral) else items(row, "answer_idx")
+    correct = tuple(int(k) if isinstance(k, Integral) else -1 for k in given)
+    if not correct or not all(0 <= k < len(options) for k in correct):
         raise invalid(row, "answer_idx", f"numbers from 0 to {len(options) - 1}")
-    return Choice(
+    return _Choice(
         question=text(row, "question"),
         options=options,
-        correct=tuple(int(k) for k in correct),
+        correct=correct,
         is_unlabelled=flag(row, "unlabelled_options"),
     )
 
@@ -67,7 +67,7 @@ def multiple_choice(
     row: Row, settings: FormatSettings, rng: np.random.Generator
 ) -> tuple[str, str]:
     """The question with its options, and the answer."""
-    choice, templates = read_choice(row), settings.prompt_templates
+    choice, templates = _read_choice(row), settings.prompt_templates
     if row.get("style") == MULTIPLE_CORRECT_STYLE and templates != "none":
         options, answer = _list_fixed(choice)
         return _filled(MULTIPLE_CORRECT_STYLE, choice, options, rng), answer
@@ -83,7 +83,7 @@ def multiple_choice(
 
 
 def _fixed(
-    choice: Choice,
+    choice: _Choice,
     settings: FormatSettings,
     rng: np.random.Generator,
     *,
@@ -102,7 +102,7 @@ def _fixed(
     return _filled(group, choice, options, rng), answer
 
 
-def _list_fixed(choice: Choice) -> tuple[str, str]:
+def _list_fixed(choice: _Choice) -> tuple[str, str]:
     """Options one a line, lettered unless they must not be; the right ones likewise."""
     lines = list(choice.options)
     if not choice.is_unlabelled:
@@ -110,7 +110,7 @@ def _list_fixed(choice: Choice) -> tuple[str, str]:
     return "\n".join(lines), "\n".join(lines[k] for k in choice.correct)
 
 
-def _filled(group: str, choice: Choice, options: str, rng: np.random.Generator) -> str:
+def _filled(group: str, choice: _Choice, options: str, rng: np.random.Generator) -> str:
     return fill_template(group, rng, question=choice.question, options=options)
 
 
@@ -119,7 +119,7 @@ def _parts() -> dict[str, Any]:
     return load_table("choices")
 
 
-def _drawn(choice: Choice, rng: np.random.Generator) -> tuple[str, str]:
+def _drawn(choice: _Choice, rng: np.random.Generator) -> tuple[str, str]:
     is_label_only = bool(rng.random() < _P_LABEL_ONLY)
     is_blank = not choice.options[choice.correct[0]].strip()
     is_labelled = bool(rng.random() < _P_LABELLED) or is_label_only or is_blank
@@ -144,7 +144,7 @@ def _drawn(choice: Choice, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _marks(
-    choice: Choice, rng: np.random.Generator, is_labelled: bool, is_label_only: bool
+    choice: _Choice, rng: np.random.Generator, is_labelled: bool, is_label_only: bool
 ) -> tuple[str, list[str], str]:
     """What a label is called, what stands before each option, and the answer."""
     parts, n_options, right = _parts(), len(choice.options), choice.correct[0]
