@@ -76,6 +76,9 @@ def test_a_question_without_a_label_is_the_label() -> None:
 def test_units_of_points() -> None:
     row = {"style": "pointing", "label": "x", "points": [[100, 50]]}
     assert '"1 1 250 250"' in texts(row, ONE)[1]
+    table = np.empty(1, dtype=object)  # as Parquet gives a list of lists
+    table[0] = np.array([100, 50])
+    assert '"1 1 250 250"' in texts({**row, "points": table}, ONE)[1]
     assert '"1 1 500 100"' in texts({**row, "width": 200, "height": 500}, ONE)[1]
     assert '"1 1 1000 500"' in texts({**row, "point_scale": 100}, RowMedia())[1]
     assert '"1 1 1000 250"' in texts({**row, "points": [[450, 50]], "clip_points": True}, ONE)[1]
@@ -86,6 +89,8 @@ def test_units_of_points() -> None:
     [
         ({"points": [[450, 50]]}, ONE, "points inside their scale"),
         ({"points": [[1]]}, ONE, r"points as \[x, y\]"),
+        ({"points": [["1", "2"]]}, ONE, r"points as \[x, y\]"),
+        ({"points": [[float("nan"), 2]]}, ONE, r"points as \[x, y\]"),
         ({"points": None}, ONE, "'points' .* is missing; give a list"),
         ({"label": None}, ONE, "'label' .* is missing"),
         ({}, RowMedia(), "width and height, where there is no picture"),
@@ -155,6 +160,8 @@ def test_a_label_is_drawn() -> None:
         texts(row, RowMedia(images=[PICTURE] * 2))
     with pytest.raises(InvalidExample, match="an object of labels"):
         texts({**row, "points_by_label": None}, THREE)
+    with pytest.raises(InvalidExample, match="an object of labels"):
+        texts({**row, "points_by_label": {1: [[], [], []]}}, THREE)
 
 
 # Videos
@@ -295,7 +302,9 @@ def test_an_object_is_drawn_where_none_is_asked_for() -> None:
         ({"tracks": [moment(0.0, (0, 2000, 1))], "object_id": 0}, "points inside their scale"),
         ({"tracks": [{"time_s": 0, "points": [{"x": 1, "y": 2}]}]}, "'id' .* is missing"),
         ({"tracks": [{"points": []}]}, "'time_s' .* is missing"),
+        ({"tracks": [{"time_s": 0, "points": [{"id": [1], "x": 1, "y": 2}]}]}, "keeps over the"),
         ({"tracks": None}, "'tracks' .* is missing"),
+        ({"sampling_fps": -1}, "a rate above 0"),
     ],
 )
 def test_tracks_that_cannot_be_used(change: dict[str, Any], message: str) -> None:

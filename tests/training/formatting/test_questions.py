@@ -22,6 +22,7 @@ from molmo_training.data.formatting.style_prefix import style_prefix, trained_st
 from molmo_training.data.formatting.templates import template_groups
 
 CAPTION = "A red bus on a wet street."
+PART = {"style": "video_clip_caption_start_end", "text": "x"}
 BARE = FormatSettings(prompt_templates="none", system_prompt="style")
 
 
@@ -308,9 +309,17 @@ def test_counting_questions_are_guarded_in_every_turn() -> None:
         ({"message_list": ["x"]}, "a list of objects"),
         ({"style": "vqa2", "question": "<im_patch>", "answer": "x"}, "control token '<im_patch>'"),
         ({"style": "vqa2", "answer": "x", "weight": -1}, "a weight above 0"),
-        ({"style": "vqa2", "answer": "x", "weight": True}, "'weight' .* is True; give a number"),
+        (
+            {"style": "vqa2", "answer": "x", "weight": True},
+            "'weight' .* is True; give a finite number",
+        ),
         ({"style": "vqa2", "answer": "x", "weight": {"w": 1}}, "root_subsegments, root_length"),
         ({"style": "video_frame_caption_timestamp", "text": "x"}, "'time_s' .* is missing"),
+        ({**PART, "start_s": 5, "end_s": 1}, "0 ≤ start_s < end_s"),
+        ({**PART, "start_s": 0, "end_s": float("inf")}, "'end_s' .* is inf; give a finite"),
+        ({"style": "video_frame_caption_timestamp", "time_s": -1, "text": "x"}, "seconds from 0"),
+        ({"style": "vqa2", "question": "?", "answers": [None]}, "a list of texts"),
+        ({"style": "", "text": "x"}, "the name of a style"),
     ],
 )
 def test_rows_that_cannot_be_used(row: dict[str, Any], message: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from molmo_training.data.formatting.row import Row, flag, invalid, items, text
+from molmo_training.data.formatting.row import Row, flag, invalid, items, text, texts
 from molmo_training.data.formatting.settings import FormatSettings
 from molmo_training.data.formatting.templates import fill_template, load_table
 
@@ -47,7 +47,7 @@ class _Choice:
 
 
 def _read_choice(row: Row) -> _Choice:
-    options = tuple(str(option) for option in items(row, "options"))
+    options = tuple(texts(row, "options"))
     if not 1 <= len(options) <= _MOST_OPTIONS:
         raise invalid(row, "options", f"1 to {_MOST_OPTIONS} options")
     index = row.get("answer_idx")

@@ -74,7 +74,9 @@ def multi_image_points(
 ) -> tuple[str, str]:
     """About a drawn label, in all images or a drawn part of them."""
     style, by_label = text(row, "style"), row.get("points_by_label")
-    if not isinstance(by_label, Mapping) or not by_label:
+    if not (
+        isinstance(by_label, Mapping) and by_label and all(isinstance(k, str) for k in by_label)
+    ):
         raise invalid(row, "points_by_label", "an object of labels with the points of each image")
     label = sorted(by_label)[int(rng.integers(len(by_label)))]
     of_images: Sequence[object] = items(by_label, label)

@@ -28,11 +28,11 @@ from molmo_training.data.formatting.points import (
 from molmo_training.data.formatting.row import (
     Row,
     invalid,
-    items,
     number,
     optional_text,
     rows,
     text,
+    texts,
 )
 from molmo_training.data.formatting.settings import FormatSettings
 from molmo_training.data.formatting.templates import fill_template
@@ -70,6 +70,8 @@ def ask(row: Row, media: RowMedia, settings: FormatSettings, rng: np.random.Gene
 
 def _handler_of(row: Row) -> _Handler:
     style = text(row, "style")
+    if not style:
+        raise invalid(row, "style", "the name of a style")
     if row.get("options") is not None:
         return lambda row, _, settings, rng: multiple_choice(row, settings, rng)
     if style in TRACK_GROUPS:
@@ -111,8 +113,12 @@ def _moment_question(
 ) -> str:
     if base in _PARTS:
         times = {"start": number(row, "start_s"), "end": number(row, "end_s")}
+        if not 0 <= times["start"] < times["end"]:
+            raise invalid(row, "end_s", "a part with 0 ≤ start_s < end_s")
     else:
         times = {"time": number(row, "time_s")}
+        if times["time"] < 0:
+            raise invalid(row, "time_s", "seconds from 0")
     if settings.prompt_templates == "none":
         return "-".join(f"{time_s:.2f}" for time_s in times.values())
     mode = settings.timestamp_mode
@@ -159,7 +165,7 @@ def _answer(row: Row, media: RowMedia, settings: FormatSettings, rng: np.random.
 
 
 def _most_frequent(row: Row, settings: FormatSettings, rng: np.random.Generator) -> str:
-    counts = Counter(str(answer) for answer in items(row, "answers"))
+    counts = Counter(texts(row, "answers"))
     if not counts:
         raise invalid(row, "answers", "at least one answer")
     most = max(counts.values())

@@ -17,6 +17,8 @@ from molmo_core.errors import InvalidExample
 Row = Mapping[str, Any]
 XY = tuple[float, float]
 
+_LARGEST = 1e15
+
 
 def invalid(row: Row, field: str, wanted: str) -> InvalidExample:
     """The error for a field that is missing or of the wrong kind."""
@@ -45,18 +47,24 @@ def text(row: Row, field: str) -> str:
 
 
 def optional_number(row: Row, field: str) -> float | None:
-    value = row.get(field)
+    value: Any = row.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise invalid(row, field, "a number")
+    if not _is_number(value):
+        raise invalid(row, field, "a finite number")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is a number of a size that means something; NaN compares with nothing."""
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    return is_real and -_LARGEST < value < _LARGEST
 
 
 def number(row: Row, field: str) -> float:
     value = optional_number(row, field)
     if value is None:
-        raise invalid(row, field, "a number")
+        raise invalid(row, field, "a finite number")
     return value
 
 
@@ -85,15 +93,24 @@ def rows(row: Row, field: str) -> list[Row]:
     return list(found)
 
 
+def texts(row: Row, field: str) -> list[str]:
+    """A list of texts; numbers are written out."""
+    found = items(row, field)
+    if not all(isinstance(item, str | Real) for item in found):
+        raise invalid(row, field, "a list of texts")
+    return [str(item) for item in found]
+
+
 def xys(row: Row, field: str) -> list[XY]:
     """A list of [x, y], or of objects with x and y."""
     return [xy_of(row, field, item) for item in items(row, field)]
 
 
 def xy_of(row: Row, field: str, value: Any) -> XY:
-    pair: Any = (value.get("x"), value.get("y")) if isinstance(value, Mapping) else value
-    try:
-        x, y = pair
-        return float(x), float(y)
-    except (TypeError, ValueError):
-        raise invalid(row, field, "points as [x, y] or {x, y}") from None
+    pair: Any = [value.get("x"), value.get("y")] if isinstance(value, Mapping) else value
+    if isinstance(pair, np.ndarray):
+        pair = pair.tolist()
+    is_pair = isinstance(pair, Sequence) and len(pair) == 2 and all(map(_is_number, pair))
+    if not is_pair:
+        raise invalid(row, field, "points as [x, y] or {x, y}")
+    return float(pair[0]), float(pair[1])

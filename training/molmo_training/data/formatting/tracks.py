@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from numbers import Integral
 
 import numpy as np
 
@@ -55,7 +56,10 @@ def track(
 ) -> tuple[str, str]:
     """The question and the `<tracks>` of the row."""
     style, label = text(row, "style"), text(row, "label")
-    fps = optional_number(row, "sampling_fps") or TRACK_FPS
+    fps = optional_number(row, "sampling_fps")
+    fps = TRACK_FPS if fps is None else fps
+    if fps <= 0:
+        raise invalid(row, "sampling_fps", "a rate above 0")
     frames = seen_frames(_read_frames(row, media), media.frame_times_s)
     is_ends_only = style.endswith("start_end")
     if not is_ends_only:
@@ -80,7 +84,7 @@ def _read_frames(row: Row, media: RowMedia) -> list[TrackFrame]:
     for moment in rows(row, "tracks"):
         points: dict[Hashable, tuple[float, float]] = {}
         for point in rows(moment, "points"):
-            if point.get("id") is None:
+            if not isinstance(point.get("id"), str | Integral):
                 raise invalid(point, "id", "a number or name that an object keeps over the frames")
             if not flag(point, "occluded"):
                 points[point["id"]] = xy_of(row, "tracks", point)
