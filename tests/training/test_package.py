@@ -17,7 +17,8 @@ from molmo_core.tokens import SPECIAL_TOKENS, filler_token
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.export import load_processor
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
-from molmo_training.data.tokenize import PREFIX_SUBSEGMENT, Tokenizing
+from molmo_training.data.tokenize import Tokenizing
+from molmo_training.data.tree import PREFIX_SUBSEGMENT
 from molmo_training.package import package
 from molmo_training.recipes.tiny import (
     IMAGES,

@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from molmo_core.errors import InvalidExample
 from molmo_core.images import image_tokens, prepare_image
-from molmo_core.prompts import Turn, render_chat
+from molmo_core.prompts import Subtitle, Turn, render_chat
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
 from molmo_training.data.example import Branch, Example, MarkedObject
 from molmo_training.data.tokenize import (
-    PREFIX_SUBSEGMENT,
     Tokenizing,
     mark_patches,
     pooled_targets,
     shown_objects,
 )
+from molmo_training.data.tree import PREFIX_SUBSEGMENT, Weighting
 from molmo_training.recipes.tiny import IMAGES
 
 PICTURE = np.full((120, 200, 3), 128, dtype=np.uint8)
@@ -79,6 +81,54 @@ def test_every_visual_token_has_a_row_of_pooling(tokenizing: Tokenizing) -> None
     n_patches = row.crops.shape[0] * row.crops.shape[1]
     assert row.pooling.max() < n_patches
     assert (row.pooling >= 0).any(axis=1).all()
+
+
+def test_text_alone(tokenizing: Tokenizing) -> None:
+    row = tokenizing(Example(branches=(branch("one?", "11"),)))
+    chat = render_chat([Turn(role="user", text="one?")])
+    assert row.input_ids.tolist() == tokenizing.encode(TURN_END + chat + "11")
+    assert (len(row.crops), len(row.pooling), len(row.token_targets)) == (0, 0, 0)
+    assert row.crops.shape[1:] == tokenizing(tree(branch("one?", "11"))).crops.shape[1:]
+
+
+def test_speech_near_a_frame_stands_behind_the_video(tokenizing: Tokenizing) -> None:
+    subtitles = [
+        Subtitle(start_s=1.5, end_s=1.9, text="red"),
+        Subtitle(start_s=7.0, end_s=8.0, text="star"),
+    ]
+    example = Example(
+        frames=[PICTURE] * 2,
+        frame_times_s=[0.0, 0.5],
+        subtitles=subtitles,
+        branches=(branch("one?", "11"), branch("two?", "22")),
+    )
+    near, every = (
+        replace(tokenizing, subtitles_within_s=within_s)(example) for within_s in (1.0, None)
+    )
+    block = tokenizing.encode("subtitle\n1.5 - 1.9 red\n")
+    shared = near.subsegments == PREFIX_SUBSEGMENT
+    assert near.input_ids[shared].tolist()[-len(block) :] == block
+    assert int((every.subsegments == PREFIX_SUBSEGMENT).sum()) > int(shared.sum())
+    assert near.pooling.tolist() == every.pooling.tolist()
+
+
+def test_which_answer_tokens_are_learnt(tokenizing: Tokenizing) -> None:
+    turns = (*branch("a?", "111").turns, *branch("b?", "22").turns)
+    example = Example(branches=(Branch(turns=turns, root_length=True),))
+    last = replace(tokenizing, last_answer_only=True)(example)
+    assert int((last.weights > 0).sum()) == len(tokenizing.encode("22")) + 1
+    cut = replace(tokenizing, max_answer_tokens=1)(example)
+    assert int((cut.weights > 0).sum()) == 4
+    assert cut.weights.max() == 1.0
+    rooted = replace(tokenizing, weighting=Weighting(root_subsegments=True, root_length=True))
+    own = replace(example.branches[0], root_length=False)
+    both = rooted(Example(branches=(own, own)))
+    np.testing.assert_allclose(both.weights.max(), 2**-0.5)
+
+
+def test_visual_tokens_in_a_text_are_refused(tokenizing: Tokenizing) -> None:
+    with pytest.raises(InvalidExample, match="spells out visual tokens"):
+        tokenizing(tree(branch("one?", IM_PATCH)))
 
 
 def test_marks_fall_in_the_patch_that_holds_the_centre() -> None:

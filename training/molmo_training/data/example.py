@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from molmo_core.prompts import Turn
+from molmo_core.prompts import Subtitle, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,18 +23,24 @@ class Branch:
     turns: tuple[Turn, ...]
     weight: float = 1.0
     """Factor on the loss of every answer token of this branch."""
+    root_subsegments: bool | None = None
+    """Whether the loss is divided by √branches; None: as `Tokenizing` has it."""
+    root_length: bool | None = None
+    """Whether it is multiplied by 2/√(answer tokens); None: as `Tokenizing` has it."""
     about: tuple[int, ...] = ()
     """Numbers of the marked objects that the answer is about, where known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """Media and what is asked about them; images or one video, not both."""
+    """Media and what is asked about them; images or one video, not both, or neither."""
 
     branches: tuple[Branch, ...]
     images: Sequence[NDArray[np.uint8]] = ()
     frames: Sequence[NDArray[np.uint8]] = ()
     frame_times_s: Sequence[float] = ()
+    subtitles: Sequence[Subtitle] = ()
+    """Speech in the video; the model sees what falls near a frame."""
     objects: Sequence[Sequence[MarkedObject]] = ()
     """What stands in each image or frame, where known: trains the vision tower directly."""
 

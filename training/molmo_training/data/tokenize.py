@@ -1,27 +1,50 @@
-"""From an example to arrays: message tree, loss weights, positions, crops, pooling index.
+"""From an example to arrays: its text and media as tokens, crops, pooling index, marked patches.
 
-Knows: the token layout of training (branches behind a shared visual prefix). Does not know:
-where examples come from, batches, models. Source: spec of Molmo2's training, message trees.
+Knows: what stands in the prefix and how turns are written. Does not know: how branches are laid
+behind it and weighted (`tree`), where examples come from, batches, models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from molmo_core.images import ImageGeometry, PreparedImage, image_tokens, prepare_image, tiling_of
-from molmo_core.prompts import media_placeholders, user_turn
+from molmo_core.errors import InvalidExample
+from molmo_core.images import (
+    ImageGeometry,
+    ImageGrid,
+    PreparedImage,
+    image_tokens,
+    prepare_image,
+    tiling_of,
+)
+from molmo_core.prompts import (
+    Turn,
+    media_placeholders,
+    render_subtitles,
+    select_subtitles,
+    user_turn,
+)
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
 from molmo_core.videos import VideoGeometry, prepare_frames, video_text
 from molmo_training.data.example import Branch, Example, MarkedObject, Tokenized
-
-PREFIX_SUBSEGMENT = 10_000
-"""Sub-segment id of the tokens that all branches see."""
+from molmo_training.data.tree import (
+    UNLIMITED,
+    UNWEIGHTED,
+    TokenBranch,
+    TreeLimits,
+    Weighting,
+    build_tree,
+)
 
 Encode = Callable[[str], list[int]]
+
+MessageFormat = Literal["qwen3", "role", "none"]
+"""How turns are told apart: chat markers (all released models), names, or a space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,63 +54,83 @@ class Tokenizing:
     encode: Encode
     images: ImageGeometry
     videos: VideoGeometry
+    message_format: MessageFormat = "qwen3"
+    weighting: Weighting = UNWEIGHTED
+    """Where a branch does not say otherwise."""
+    limits: TreeLimits = UNLIMITED
+    last_answer_only: bool = False
+    """Whether earlier answers of a conversation are only read."""
+    max_answer_tokens: int | None = None
+    """Longer answers are cut."""
+    subtitles_within_s: float | None = 1.0
+    """Speech that far from a frame is shown; None: all of it."""
 
     def __call__(self, example: Example) -> Tokenized:
         prefix, media = self._prefix(example)
         eos = self.encode(TURN_END)
-        ids, targets, weights, positions, subsegments = _start(eos + prefix)
-        about = [0] * len(ids)
-        for number, branch in enumerate(example.branches):
-            b_ids, b_weights = self._branch(branch, eos)
-            ids += b_ids
-            targets += b_ids[1:] + eos
-            weights += [*b_weights[1:], b_weights[-1]]
-            positions += range(len(eos) + len(prefix), len(eos) + len(prefix) + len(b_ids))
-            subsegments += [number] * len(b_ids)
-            bits = sum(1 << n for n in set(branch.about))
-            about += [bits if weight > 0 else 0 for weight in b_weights]
+        branches = [self._branch(branch, eos) for branch in example.branches]
+        tree = build_tree(eos + prefix, branches, eos[0], self.limits)
         pooling, patch_targets = _joint_pooling(media), self._patch_targets(example)
-        shows = np.zeros(len(ids), dtype=np.int64)
-        is_visual = np.array(ids) == self.encode(IM_PATCH)[0]
+        is_visual = tree.input_ids == self.encode(IM_PATCH)[0]
+        if int(is_visual.sum()) != len(pooling):
+            raise InvalidExample("a text of the example spells out visual tokens: take them out")
+        shows = np.zeros(len(tree.input_ids), dtype=np.int64)
         shows[is_visual] = shown_objects(patch_targets, pooling)
         return Tokenized(
-            input_ids=np.array(ids, dtype=np.int64),
-            targets=np.array(targets, dtype=np.int64),
-            weights=np.array(weights, dtype=np.float32),
-            position_ids=np.array(positions, dtype=np.int64),
-            subsegments=np.array(subsegments, dtype=np.int64),
+            input_ids=tree.input_ids,
+            targets=tree.targets,
+            weights=tree.weights,
+            position_ids=tree.position_ids,
+            subsegments=tree.subsegments,
             crops=np.concatenate([m.crops for m in media]),
             pooling=pooling,
             patch_targets=patch_targets,
             token_targets=pooled_targets(patch_targets, pooling),
-            about=np.array(about, dtype=np.int64),
+            about=tree.marks,
             shows=shows,
         )
 
     def _prefix(self, example: Example) -> tuple[list[int], list[PreparedImage]]:
         if len(example.frames):
             video = prepare_frames(example.frames, self.videos)
-            return self.encode(video_text(example.frame_times_s, self.videos)), [video]
+            text = video_text(example.frame_times_s, self.videos)
+            return self.encode(text + self._subtitles(example)), [video]
+        if not len(example.images):
+            return [], [_no_media(self.images)]
         media = [_seen_once(prepare_image(pixels, self.images)) for pixels in example.images]
         pieces = media_placeholders(len(media), 0).split(IMAGE)
         blocks = ["".join(image_tokens(m.grid, self.images)) for m in media]
         text = "".join(p + b for p, b in zip(pieces, [*blocks, ""], strict=True))
         return self.encode(text), media
 
-    def _branch(self, branch: Branch, eos: list[int]) -> tuple[list[int], list[float]]:
-        """Tokens and weights of a branch; EOS after each answer but the last."""
-        ids: list[int] = []
-        weights: list[float] = []
+    def _subtitles(self, example: Example) -> str:
+        subtitles, within_s = example.subtitles, self.subtitles_within_s
+        if within_s is not None:
+            subtitles = select_subtitles(subtitles, example.frame_times_s, within_s=within_s)
+        return render_subtitles(subtitles)
+
+    def _branch(self, branch: Branch, eos: list[int]) -> TokenBranch:
+        """The pieces of a branch; EOS after each answer but the last."""
+        pieces: list[tuple[list[int], bool]] = []
+        last = len(branch.turns) - 1
         for index, turn in enumerate(branch.turns):
-            is_last = index == len(branch.turns) - 1
+            ids = self.encode(turn_text(turn, index, self.message_format))
             if turn.role == "user":
-                piece, weight = self.encode(user_turn(turn.text, is_first=index == 0)), 0.0
-            else:
-                piece = self.encode(turn.text) + ([] if is_last else eos)
-                weight = branch.weight
-            ids += piece
-            weights += [weight] * len(piece)
-        return ids, weights
+                pieces.append((ids, False))
+                continue
+            ids = ids[: self.max_answer_tokens] + ([] if index == last else eos)
+            pieces.append((ids, index == last or not self.last_answer_only))
+        return TokenBranch(
+            pieces=pieces,
+            factor=branch.weight,
+            weighting=Weighting(
+                root_subsegments=_or_default(
+                    branch.root_subsegments, self.weighting.root_subsegments
+                ),
+                root_length=_or_default(branch.root_length, self.weighting.root_length),
+            ),
+            mark=sum(1 << n for n in set(branch.about)),
+        )
 
     def _patch_targets(self, example: Example) -> NDArray[np.float32]:
         if len(example.frames):
@@ -95,6 +138,8 @@ class Tokenizing:
             marks = example.objects or [()] * len(example.frames)
             return np.stack([mark_patches(objects, n, n) for objects in marks])
         geometry, n = self.images, self.images.crop_patches
+        if not len(example.images):
+            return np.zeros((0, n * n, 8), dtype=np.float32)
         marks = example.objects or [()] * len(example.images)
         crops: list[NDArray[np.float32]] = []
         for pixels, objects in zip(example.images, marks, strict=True):
@@ -112,12 +157,28 @@ class Tokenizing:
         return np.stack(crops)
 
 
-def _start(
-    prefix: list[int],
-) -> tuple[list[int], list[int], list[float], list[int], list[int]]:
-    n = len(prefix)
-    targets = [*prefix[1:], prefix[-1]]
-    return list(prefix), targets, [0.0] * n, list(range(n)), [PREFIX_SUBSEGMENT] * n
+def turn_text(turn: Turn, index: int, message_format: MessageFormat) -> str:
+    """What the `index`-th turn of a conversation is written as, its end token left out."""
+    if turn.role == "assistant":
+        return turn.text if message_format == "qwen3" else f" {turn.text}"
+    if message_format == "qwen3":
+        return user_turn(turn.text, is_first=index == 0)
+    text = f"User: {turn.text} Assistant:" if message_format == "role" else turn.text
+    return f" {text}" if index else text
+
+
+def _or_default(value: bool | None, default: bool) -> bool:
+    return default if value is None else value
+
+
+def _no_media(geometry: ImageGeometry) -> PreparedImage:
+    n_patches, n_values = geometry.crop_patches**2, geometry.patch_px**2 * 3
+    n_pooled = int(np.prod(geometry.pooling_hw))
+    return PreparedImage(
+        np.zeros((0, n_patches, n_values), dtype=np.float32),
+        np.zeros((0, n_pooled), dtype=np.int64),
+        ImageGrid(0, 0, 0, 0),
+    )
 
 
 def _seen_once(image: PreparedImage) -> PreparedImage:

@@ -7,6 +7,7 @@
         PromptTooLong           400
         TooManyMedia            400
         InvalidMedia            400   not an image/video, truncated, empty, too large a canvas
+        InvalidExample          400   a row of a dataset cannot be made a training example
       Unauthorised              401   no key, or one that is not good here
         Forbidden               403   a good key, for something else
       NotFound                  404   unknown path or checkpoint
@@ -88,6 +89,10 @@ class TooManyMedia(InvalidRequest):
 
 class InvalidMedia(InvalidRequest):
     code = "invalid_media"
+
+
+class InvalidExample(InvalidRequest):
+    code = "invalid_example"
 
 
 class Unauthorised(MolmoError):
