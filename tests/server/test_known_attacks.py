@@ -41,8 +41,6 @@ FIELDS_OF_THE_ENGINE: dict[str, Any] = {
     "logits_processors": ["os.system"],
     "allowed_token_ids": [-1],
     "bad_words": ["\0"],
-    "add_generation_prompt": False,
-    "continue_final_message": True,
     "add_special_tokens": True,
     "documents": [{"a": "b"}],
 }

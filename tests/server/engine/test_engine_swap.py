@@ -82,7 +82,11 @@ def test_there_and_back_with_warm_caches(engine, checkpoints, references, other,
         assert load(engine, checkpoints["qwen3"], "a").status_code == 200
         check(engine, references["qwen3"])
     loaded = engine.client.get("/molmo/weights").json()
-    assert loaded == {"folder": str(checkpoints["qwen3"]), "version": "a"}
+    assert loaded == {
+        "folder": str(checkpoints["qwen3"]),
+        "version": "a",
+        "takes_media_options": True,
+    }
 
 
 def test_the_version_stands_in_the_answers(engine, other):
