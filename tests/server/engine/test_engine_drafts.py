@@ -140,6 +140,7 @@ def test_settings_of_a_request_hold_for_drafts(engines, tracks, fields) -> None:
 
 def test_the_same_seed_is_the_same_answer(engines, tracks) -> None:
     sampled = partial(answer, engines["drafting"], tracks[0], temperature=1.0)
+    sampled(seed=3)  # a prompt that is cached in part may be computed in more steps than one
     assert sampled(seed=1)[0] == sampled(seed=1)[0] != sampled(seed=2)[0]
 
 
