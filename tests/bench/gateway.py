@@ -1,5 +1,5 @@
-"""What the gateway costs: CPU a stream and time to the first event, beside a direct connection and
-vllm-router.
+"""What the gateway costs: CPU a stream and time to the first event, beside a direct connection, a
+relay that does nothing else (`bare`) and vllm-router.
 
 All ask the same mock engine (`upstream`) in one run, in turn, the order reversed every other
 round. The first round is not counted.
@@ -59,23 +59,27 @@ def rows() -> Iterator[Row]:
 
 
 def _ways(stack: ExitStack) -> list[_Way]:
-    upstream, gateway, router, router_metrics = (free_port() for _ in range(4))
+    upstream, gateway, bare, router, router_metrics = (free_port() for _ in range(5))
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     engine = f"http://127.0.0.1:{upstream}"
     stack.enter_context(running([sys.executable, "-m", "tests.bench.upstream", str(upstream)]))
     wait_for(upstream)
     serve = [str(MOLMO), "serve", "--port", str(gateway), "--engine-urls", engine]
     ours = stack.enter_context(running([*serve, "--checkpoint", str(_long_context(folder))]))
+    relay = stack.enter_context(
+        running([sys.executable, "-m", "tests.bench.bare", str(bare), engine])
+    )
     options = ["--worker-urls", engine, "--policy", "round_robin", "--log-dir", str(folder)]
     options += ["--port", str(router), "--prometheus-port", str(router_metrics)]
     theirs = stack.enter_context(
         running([str(MOLMO.with_name("vllm-router")), "--host", "127.0.0.1", *options])
     )
-    for port in (gateway, router):
+    for port in (gateway, bare, router):
         wait_for(port)
     return [
         _Way(name="direct", url=engine),
         _Way(name="gateway", url=f"http://127.0.0.1:{gateway}", process=ours),
+        _Way(name="bare relay", url=f"http://127.0.0.1:{bare}", process=relay),
         _Way(name="vllm-router", url=f"http://127.0.0.1:{router}", process=theirs),
     ]
 
