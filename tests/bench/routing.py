@@ -109,7 +109,7 @@ def rows() -> Iterator[Row]:
 
 def _video(seed: int) -> Video:
     """24 frames of it are seen."""
-    data = draw_video(Fraction(4), 48, seed, (96, 64))
+    data = draw_video(Fraction(4), 48, seed, (640, 360))
     url = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
     return Video(medium=sha256(data).hexdigest(), url=url)
 
