@@ -59,8 +59,9 @@ def _add_route(router: APIRouter, gateway: Gateway, verb: Verb, spec: VerbSpec) 
 def _documented_stream(spec: VerbSpec) -> dict[str, Any]:
     if not issubclass(spec.request, api.PointingRequest):
         return {}
-    text = {"type": "string", "description": "`Added` events, then the answer, with `stream`"}
-    return {"content": {"text/event-stream": {"schema": text}}}
+    what = "With `stream`: events whose data are `Added` items, then the answer"
+    event = {"type": "object", "required": ["data"], "description": what}
+    return {"content": {"text/event-stream": {"schema": event}}}
 
 
 def _documented_body(spec: VerbSpec) -> dict[str, Any]:
