@@ -34,6 +34,7 @@ from molmo_server.questions.chat import Asked, Question
 from molmo_server.questions.texts import AskedTexts, TextQuestion, check_texts
 from molmo_server.settings import MolmoSettings
 from molmo_server.telemetry import Journey, Metrics
+from molmo_server.tenancy.callers import Caller
 from molmo_server.tenancy.salts import TenantSalts
 
 logger = logging.getLogger(__name__)
@@ -102,52 +103,46 @@ class Gateway:
         turns = check_turns(
             question.turns, system=question.system, is_continued=question.is_continued
         )
-        self.engines.check_hope()
-        journey = Journey(self.metrics)
-        with journey.whole():
-            journey.begin("queue")
-            caller = question.caller
-            admitted = self.admission.admit(caller.tenant, is_background=caller.is_background)
-            async with admitted as deadline:
-                media = await self._checked_media(question, journey)
-                asked = Asked(
-                    question=question,
-                    turns=turns,
-                    media=media,
-                    journey=journey,
-                    settings=self.settings,
-                    live=self.live,
-                    without_grammars=self.without_grammars,
-                    salts=self.salts,
-                )
-                journey.begin("routing")
-                async with AsyncExitStack() as stack:
-                    stack.callback(asked.files.clear)
+        async with self._admitted(question.caller) as (journey, deadline):
+            media = await self._checked_media(question, journey)
+            asked = Asked(
+                question=question,
+                turns=turns,
+                media=media,
+                journey=journey,
+                settings=self.settings,
+                live=self.live,
+                without_grammars=self.without_grammars,
+                salts=self.salts,
+            )
+            journey.begin("routing")
+            async with AsyncExitStack() as stack:
+                stack.callback(asked.files.clear)
 
-                    async def ask() -> EngineReply:
-                        return await stack.enter_async_context(
-                            self.engines.open(
-                                asked.body_for,
-                                request_id=request_id,
-                                deadline=deadline,
-                                whole=whole,
-                                medium=media.first_sha256,
-                                checkpoint_id=self._named(question.model),
-                            )
+                async def ask() -> EngineReply:
+                    return await stack.enter_async_context(
+                        self.engines.open(
+                            asked.body_for,
+                            request_id=request_id,
+                            deadline=deadline,
+                            whole=whole,
+                            medium=media.first_sha256,
+                            checkpoint_id=self._named(question.model),
                         )
+                    )
 
-                    try:
-                        reply = await ask()
-                    except EngineRefused:
-                        if not asked.can_do_without_grammar():
-                            raise
-                        reply = await ask()
-                        asked.note_engine_without_grammars()
-                    asked.answering = self.id_of(reply)
-                    self._check_answering(question.model, asked.answering)
-                    if not whole:
-                        journey.first_token(asked.answering)
-                    yield asked, reply
+                try:
+                    reply = await ask()
+                except EngineRefused:
+                    if not asked.can_do_without_grammar():
+                        raise
+                    reply = await ask()
+                    asked.note_engine_without_grammars()
+                asked.answering = self.id_of(reply)
+                self._check_answering(question.model, asked.answering)
+                if not whole:
+                    journey.first_token(asked.answering)
+                yield asked, reply
 
     @asynccontextmanager
     async def open_texts(
@@ -173,34 +168,39 @@ class Gateway:
         self, question: TextQuestion, request_id: str, whole: bool
     ) -> AsyncIterator[tuple[AskedTexts, EngineReply]]:
         check_texts(question.texts)
+        async with self._admitted(question.caller) as (journey, deadline):
+            asked = AskedTexts(
+                question=question,
+                journey=journey,
+                settings=self.settings,
+                live=self.live,
+                salts=self.salts,
+            )
+            journey.begin("routing")
+            async with self.engines.open(
+                asked.body_for,
+                path=COMPLETIONS_PATH,
+                request_id=request_id,
+                deadline=deadline,
+                whole=whole,
+                checkpoint_id=self._named(question.model),
+            ) as reply:
+                asked.answering = self.id_of(reply)
+                self._check_answering(question.model, asked.answering)
+                if not whole:
+                    journey.first_token(asked.answering)
+                yield asked, reply
+
+    @asynccontextmanager
+    async def _admitted(self, caller: Caller) -> AsyncIterator[tuple[Journey, float]]:
+        """The caller's turn, with its deadline; what is done in it is measured."""
         self.engines.check_hope()
         journey = Journey(self.metrics)
         with journey.whole():
             journey.begin("queue")
-            caller = question.caller
             admitted = self.admission.admit(caller.tenant, is_background=caller.is_background)
             async with admitted as deadline:
-                asked = AskedTexts(
-                    question=question,
-                    journey=journey,
-                    settings=self.settings,
-                    live=self.live,
-                    salts=self.salts,
-                )
-                journey.begin("routing")
-                async with self.engines.open(
-                    asked.body_for,
-                    path=COMPLETIONS_PATH,
-                    request_id=request_id,
-                    deadline=deadline,
-                    whole=whole,
-                    checkpoint_id=self._named(question.model),
-                ) as reply:
-                    asked.answering = self.id_of(reply)
-                    self._check_answering(question.model, asked.answering)
-                    if not whole:
-                        journey.first_token(asked.answering)
-                    yield asked, reply
+                yield journey, deadline
 
     async def _checked_media(self, question: Question, journey: Journey) -> CheckedMedia:
         image_urls, video_urls = question.image_urls, question.video_urls

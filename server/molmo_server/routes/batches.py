@@ -11,7 +11,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.routing import APIRoute
 
-from molmo_core import api
 from molmo_core.api_batches import Batch, BatchList, BatchRequest
 from molmo_core.errors import InvalidRequest
 from molmo_server.batches.service import Batches
@@ -35,7 +34,6 @@ def batches_router(batches: Batches) -> APIRouter:
     router = APIRouter(
         prefix="/v1/batches",
         tags=["batches"],
-        responses={"4XX": {"model": api.ErrorEnvelope}, "5XX": {"model": api.ErrorEnvelope}},
     )
 
     @router.post(

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 
-from molmo_core import api
 from molmo_core.api_batches import DeletedFile, ExpiresAfter, File, FileList, FilePurpose
 from molmo_core.api_requests import StrictRequest
 from molmo_core.errors import InvalidRequest, UnknownField
@@ -58,7 +57,6 @@ def files_router(batches: Batches) -> APIRouter:
     router = APIRouter(
         prefix=FILES,
         tags=["batches"],
-        responses={"4XX": {"model": api.ErrorEnvelope}, "5XX": {"model": api.ErrorEnvelope}},
     )
 
     @router.post(
