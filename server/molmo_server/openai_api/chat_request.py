@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from molmo_core.api_requests import MediaOptions, Seed, StrictRequest
+from molmo_core.api_requests import MediaOptions, StrictRequest
 from molmo_core.errors import InvalidRequest
 from molmo_core.prompts import Turn
 from molmo_server.answers.grammar import AnswerForm, AnswerShape
@@ -18,17 +18,9 @@ from molmo_server.openai_api.fields import (
     NO_TOOLS,
     SAMPLING,
     Count,
-    MinP,
-    MinTokens,
+    Generated,
     NLogprobs,
     NoTools,
-    Penalty,
-    RepetitionPenalty,
-    StreamOptions,
-    TakenFields,
-    Temperature,
-    TopK,
-    TopP,
     check_min_p,
     check_most,
     n_stops,
@@ -56,30 +48,14 @@ class GroundingOptions(StrictRequest):
     max_points: Annotated[int, Field(ge=1, le=10_000)] | None = None
 
 
-class ChatRequest(TakenFields, NoTools):
+class ChatRequest(Generated, NoTools):
     messages: Annotated[list[Message], Field(min_length=1)]
-    model: str | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    min_tokens: MinTokens | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    n: Count | None = None
-    stop: str | list[str] | None = None
-    seed: Seed | None = None
     logprobs: bool | None = None
     top_logprobs: NLogprobs | None = None
     prompt_logprobs: NLogprobs | None = None
     """So many most probable tokens at each place of the prompt, and the one that stands there."""
-    return_token_ids: bool | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    ignore_eos: bool | None = None
     grounding: GroundingOptions | None = None
     media_options: MediaOptions | None = None
     response_format: ChatFormat | None = None
@@ -141,11 +117,6 @@ class ChatRequest(TakenFields, NoTools):
     def media_urls(self) -> tuple[list[str], list[str]]:
         """(images, videos) of all messages, in order."""
         return media_urls_of(self.messages)
-
-    @property
-    def hides_usage(self) -> bool:
-        """OpenAI's streams tell it only when asked."""
-        return not (self.stream_options and self.stream_options.include_usage)
 
     def engine_options(self, *, max_schema_bytes: int) -> dict[str, Any]:
         """Sampling fields that were set; sizes and messages are the gateway's.

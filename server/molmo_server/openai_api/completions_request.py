@@ -9,21 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from molmo_core.api_requests import Seed
 from molmo_server.openai_api.fields import (
     MOST,
     SAMPLING,
-    Count,
-    MinP,
-    MinTokens,
+    Generated,
     NLogprobs,
-    Penalty,
-    RepetitionPenalty,
-    StreamOptions,
-    TakenFields,
-    Temperature,
-    TopK,
-    TopP,
     check_min_p,
     check_most,
     n_stops,
@@ -65,30 +55,14 @@ def _is_text(value: Any) -> bool:
 _Sent = str | list[str] | list[int] | list[list[int]]
 
 
-class CompletionsRequest(TakenFields):
+class CompletionsRequest(Generated):
     prompt: Annotated[list[Text], BeforeValidator(_as_texts, json_schema_input_type=_Sent)]
-    model: str | None = None
-    stream: bool = False
-    stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     """0 goes with `echo`: the prompt alone, with its log-probabilities."""
-    min_tokens: MinTokens | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    n: Count | None = None
-    stop: str | list[str] | None = None
-    seed: Seed | None = None
     logprobs: NLogprobs | None = None
     echo: bool | None = None
     """The prompt is part of the answer; with `logprobs` its log-probabilities are as well."""
     prompt_logprobs: NLogprobs | None = None
-    return_token_ids: bool | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    ignore_eos: bool | None = None
     suffix: Annotated[Any, not_served("Molmo2 fills no gaps; leave it out", "")] = None
     best_of: Annotated[Any, not_served("answers are not ranked; use n", 1)] = None
     logit_bias: Annotated[Any, not_served("tokens have no bias; leave it out", {})] = None
@@ -104,11 +78,6 @@ class CompletionsRequest(TakenFields):
     @property
     def asked_tokens(self) -> int:
         return _DEFAULT_TOKENS if self.max_tokens is None else self.max_tokens
-
-    @property
-    def hides_usage(self) -> bool:
-        """OpenAI's streams tell it only when asked."""
-        return not (self.stream_options and self.stream_options.include_usage)
 
     @property
     def tells_values(self) -> bool:

@@ -5,11 +5,11 @@ Knows: names, ranges, and why something is refused. Does not know: engines, prom
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BeforeValidator, Field
 
-from molmo_core.api_requests import StrictRequest
+from molmo_core.api_requests import Seed, StrictRequest
 from molmo_core.errors import InvalidRequest
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -120,15 +120,33 @@ class NoTools(StrictRequest):
     parallel_tool_calls: bool | None = None
 
 
-class Streamed(Protocol):
-    stream: bool
-    stream_options: StreamOptions | None
+class Generated(TakenFields):
+    """How an answer is generated and sent, of a chat and of a text."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    min_tokens: MinTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    n: Count | None = None
+    stop: str | list[str] | None = None
+    seed: Seed | None = None
+    return_token_ids: bool | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    ignore_eos: bool | None = None
 
     @property
-    def hides_usage(self) -> bool: ...
+    def hides_usage(self) -> bool:
+        """OpenAI's streams tell it only when asked."""
+        return not (self.stream_options and self.stream_options.include_usage)
 
 
-def stream_options(request: Streamed) -> dict[str, Any]:
+def stream_options(request: Generated) -> dict[str, Any]:
     """The engine's options of a stream; none for a whole answer.
 
     The engine is to tell the usage also where the caller does not ask.
