@@ -57,7 +57,7 @@ class TrainedParts:
 
     def frozen(self, *, has_tied_head: bool = False) -> tuple[str, ...]:
         """Patterns for `freeze`. A tied head stays with the embedding."""
-        patterns = () if self.ft_llm else LLM
+        patterns: tuple[str, ...] = () if self.ft_llm else LLM
         patterns += () if self.ft_vit else VIT
         patterns += () if self.ft_connector else CONNECTOR
         if self.ft_llm:

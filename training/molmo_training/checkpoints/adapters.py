@@ -46,8 +46,8 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     Of a sharded model every rank must ask; the first one gets them, the others nothing.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    state: dict[str, Tensor] = get_model_state_dict(model, options=options)
-    return state
+    state = get_model_state_dict(model, options=options)
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def save_adapters(
