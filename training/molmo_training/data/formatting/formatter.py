@@ -113,6 +113,7 @@ class Formatter:
             weight=weight.factor,
             root_subsegments=weight.root_subsegments,
             root_length=weight.root_length,
+            about=_about(part),
         )
 
     def _messages(self, part: Row, media: RowMedia, rng: np.random.Generator) -> list[str]:
@@ -127,6 +128,13 @@ class Formatter:
         if flag(part, "guard_counting"):
             messages[::2] = [guard_counting(question, rng) for question in messages[::2]]
         return messages
+
+
+def _about(part: Row) -> tuple[int, ...]:
+    """The marked objects that the answer is about, of rows that have `objects`."""
+    if part.get("about") is None:
+        return ()
+    return tuple(int(n) for n in items(part, "about"))
 
 
 def _parts(row: Row) -> Sequence[Row]:
