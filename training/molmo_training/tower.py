@@ -24,7 +24,7 @@ from molmo_training.data.example import Example
 from molmo_training.data.marks import mark_patches
 from molmo_training.loss import ObjectProbe
 from molmo_training.optim import OptimConfig, Optimizer
-from molmo_training.run_log import append_figures
+from molmo_training.runs.log import append_figures
 
 Pictures = tuple[Tensor, Tensor]
 """Whole pictures as patches (B, P, pixels) and the targets of `mark_patches` (B, P, 8)."""

@@ -21,7 +21,7 @@ from molmo_training.checkpoints.publish import Publishing
 from molmo_training.data.example import Batch
 from molmo_training.loss import AttentionGuide, ObjectProbes, token_loss
 from molmo_training.optim import OptimConfig, Optimizer
-from molmo_training.run_log import append_figures
+from molmo_training.runs.log import append_figures
 
 
 @dataclass(frozen=True, kw_only=True)
