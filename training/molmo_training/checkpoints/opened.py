@@ -1,7 +1,7 @@
 """Any checkpoint of Molmo2, opened: its configuration and weights under Hugging Face names.
 
 Forms: a released folder (`hf`), Ai2's native ones (`native-sharded`, `native-unsharded`), a run of
-this project's trainer (`run`).
+this project's trainer (`run`), adapters beside the checkpoint they were trained from (`adapters`).
 
 Knows: how to tell the forms apart and what each holds. Does not know: what is done with them.
 """
@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +30,13 @@ from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_hf.tokenizer import build_tokenizer
 from molmo_hf.weight_files import LoadedWeights, Place, Weights
+from molmo_training.checkpoints.adapters import (
+    ADAPTER_CONFIG,
+    merged_state,
+    merged_with,
+    read_adapter_config,
+    start_of,
+)
 from molmo_training.checkpoints.names import NATIVE_HEAD, Renamed, to_hf
 from molmo_training.checkpoints.native_config import CONFIG_FILE, read_native_config
 from molmo_training.checkpoints.native_weights import (
@@ -51,6 +58,7 @@ class Kind(StrEnum):
     NATIVE_SHARDED = "native-sharded"
     NATIVE_UNSHARDED = "native-unsharded"
     RUN = "run"
+    ADAPTERS = "adapters"
 
 
 NATIVE = (Kind.NATIVE_SHARDED, Kind.NATIVE_UNSHARDED)
@@ -152,10 +160,14 @@ def open_checkpoint(path: Path, *, max_model_len: int | None = None) -> OpenedCh
     """
     folder = _chosen_folder(path)
     kind = _kind_of(folder)
+    weights: Weights
     if kind in (Kind.HF, Kind.RUN):
         return _open_hf(folder, kind, max_model_len)
+    if kind is Kind.ADAPTERS:
+        start = open_checkpoint(start_of(folder), max_model_len=max_model_len)
+        weights = merged_with(start.weights, folder)
+        return replace(start, folder=folder, kind=kind, weights=weights)
     native = read_native_config(folder / CONFIG_FILE, max_model_len=max_model_len)
-    weights: Weights
     if kind is Kind.NATIVE_SHARDED:
         weights = ShardedWeights(folder / SHARDED)
     else:
@@ -238,8 +250,8 @@ def _kind_of(folder: Path) -> Kind:
     if kind is None:
         raise CheckpointError(
             f"{folder.name!r} is no checkpoint of Molmo2; expected config.json with safetensors "
-            f"(Hugging Face), {CONFIG_FILE} with {UNSHARDED} or {SHARDED}/ (Ai2), or {RUN_STATE} "
-            "(a run of ours)"
+            f"(Hugging Face), {CONFIG_FILE} with {UNSHARDED} or {SHARDED}/ (Ai2), {RUN_STATE} "
+            f"(a run of ours), or {ADAPTER_CONFIG} (adapters)"
         )
     return kind
 
@@ -251,7 +263,9 @@ def _find_kind(folder: Path) -> Kind | None:
         return Kind.NATIVE_SHARDED
     if (folder / UNSHARDED).exists():
         return Kind.NATIVE_UNSHARDED
-    return Kind.RUN if (folder / RUN_STATE).exists() else None
+    if (folder / RUN_STATE).exists():
+        return Kind.RUN
+    return Kind.ADAPTERS if (folder / ADAPTER_CONFIG).exists() else None
 
 
 def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheckpoint:
@@ -275,6 +289,8 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
     if kind is Kind.RUN:
         state = torch.load(folder / RUN_STATE, weights_only=True, map_location="cpu", mmap=True)
         weights, step = LoadedWeights(state["model"]), int(state["step"])
+        if (settings / ADAPTER_CONFIG).exists():
+            weights = merged_state(weights, read_adapter_config(settings))
     else:
         weights, step = SafetensorsWeights(folder), None
     return OpenedCheckpoint(
