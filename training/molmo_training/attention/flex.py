@@ -5,7 +5,6 @@ Knows: tiles, the rule `sees`. Does not know: processes, models.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -25,12 +24,12 @@ class FlexAttend:
 
     def __init__(self, tokens: Tokens) -> None:
         self._mask = block_mask(tokens)
-        self._attend: Callable[..., Any] = _compiled() if tokens.place.is_cuda else flex_attention
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, S, D) and twice (B, K, S, D) → (B, H, S, D)."""
         is_grouped = q.shape[1] != k.shape[1]
-        out: Tensor = self._attend(q, k, v, block_mask=self._mask, enable_gqa=is_grouped)
+        attend = _compiled() if q.is_cuda else flex_attention
+        out: Tensor = attend(q, k, v, block_mask=self._mask, enable_gqa=is_grouped)
         return out
 
 
@@ -61,5 +60,5 @@ def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _compiled() -> Callable[..., Any]:
+def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=True)

@@ -8,6 +8,8 @@ Knows: which parts of the model are gathered together. Does not know: losses, op
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -36,6 +38,8 @@ def shard_model(
     over = mesh.weights_mesh
     if over is None:
         return
+    # It warns of what the model does not do: change such a result in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # Inputs stay as they are: rotary angles in bfloat16 would be of no use.
     policy = MixedPrecisionPolicy(
         param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False

@@ -43,10 +43,8 @@ class Ulysses:
         received = self._exchanged(sent)
         rows = received.permute(1, 2, 0, 3, 4).flatten(2, 3)  # (B, heads, S, D)
         out: Tensor = self._whole(*torch.split(rows, sizes, dim=1))
-        by_rank = out.reshape(*out.shape[:2], self._n_ranks, -1, out.shape[3]).permute(
-            2, 0, 1, 3, 4
-        )
-        return self._exchanged(by_rank).transpose(0, 1).flatten(1, 2)
+        by_rank = out.reshape(*out.shape[:2], self._n_ranks, -1, out.shape[3])
+        return self._exchanged(by_rank.permute(2, 0, 1, 3, 4)).transpose(0, 1).flatten(1, 2)
 
     def _exchanged(self, x: Tensor) -> Tensor:
         """Part r of x (R, …) goes to rank r."""
