@@ -139,17 +139,7 @@ class OpenedCheckpoint:
 
     def differences(self) -> list[str]:
         """What of the weights is missing, not expected or of another shape."""
-        found, expected = self.weights.shapes(), self.expected_shapes()
-        lines = [
-            f"missing: {name} {shape}" for name, shape in expected.items() if name not in found
-        ]
-        lines += [f"not expected: {name}" for name in found if name not in expected]
-        lines += [
-            f"shape of {name}: {found[name]}, expected {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ]
-        return lines
+        return shape_differences(self.weights.shapes(), self.expected_shapes())
 
     def check_complete(self) -> None:
         """Raise CheckpointError unless the weights are those that the configuration asks for."""
@@ -191,7 +181,7 @@ def open_checkpoint(path: Path, *, max_model_len: int | None = None) -> OpenedCh
         config=native.model,
         images=native.images,
         videos=native.videos,
-        weights=_OnlyRead(WithHead(renamed), native.model),
+        weights=OnlyRead(WithHead(renamed), native.model),
         is_tied=native.is_tied,
         tokenizer_name=_tokenizer_name(folder, native.tokenizer),
         notes=native.notes,
@@ -209,12 +199,26 @@ def load_model(opened: OpenedCheckpoint) -> Molmo2ForConditionalGeneration:
     return model.eval()
 
 
+def shape_differences(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """What is missing, not expected or of another shape, a line each."""
+    lines = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
+    lines += [f"not expected: {name}" for name in found if name not in expected]
+    lines += [
+        f"shape of {name}: {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    return lines
+
+
 def n_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
 @dataclass(frozen=True)
-class _OnlyRead:
+class OnlyRead:
     """Without the layers of the vision tower behind the last one that is read."""
 
     weights: Weights
