@@ -9,6 +9,7 @@ stored and figures shown.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,13 +36,13 @@ from molmo_training.dropout import Positions
 from molmo_training.loss import LossConfig, token_loss
 from molmo_training.optim import OptimConfig, Optimizer
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     n_steps: int
     """Optimizer steps; the learning rate falls to its end in them."""
-    micro_batches: int = 1
-    """Batches of each rank that make one optimizer step."""
     seed: int = 6198
     """Of dropout and of new weights; the order of data has a seed of its own."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -149,7 +150,7 @@ class Trainer:
 
     `forward` runs the model on a batch; `states` keeps the run; `show` gets a line of figures now
     and then; `data_state` says where the batches stand; `stop_asked` whether to end after this
-    step; `n_copies` is the number of ranks that see the same batch (context parallelism).
+    step. `n_micro_batches` of each rank make a step; `n_copies` is the number of ranks that see the same batch (context parallelism).
     """
 
     def __init__(
@@ -164,13 +165,15 @@ class Trainer:
         held_out: Sequence[HeldOut] = (),
         data_state: Callable[[], Mapping[str, Any]] = dict,
         stop_asked: Callable[[], bool] = bool,
+        n_micro_batches: int = 1,
         n_copies: int = 1,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.config, self.lessons = model, config, lessons
         self.states, self.show, self.held_out = states, show, held_out
         self.forward = forward or DenseForward(model)
-        self.data_state, self.stop_asked, self.n_copies = data_state, stop_asked, n_copies
+        self.data_state, self.stop_asked = data_state, stop_asked
+        self.n_micro_batches, self.n_copies = n_micro_batches, n_copies
         self.description = description or {}
         """What is saved beside the state: the settings that made it."""
         prepare_blocks(model, config.compute)
@@ -200,8 +203,8 @@ class Trainer:
         with steady_collections(self.config.compute):
             while self.progress < 1:
                 began = time.monotonic()
-                step_batches = list(islice(source, self.config.micro_batches))
-                if len(step_batches) < self.config.micro_batches:
+                step_batches = list(islice(source, self.n_micro_batches))
+                if len(step_batches) < self.n_micro_batches:
                     break
                 waited = time.monotonic() - began
                 figures = self.advance(step_batches)
@@ -214,12 +217,27 @@ class Trainer:
                 if self.at.step % self.config.validate_every == 0:
                     self.validate()
                 if self.at.step % self.config.save_every == 0 and self.progress < 1:
-                    self.save()
+                    self._save_on_the_way()
                 collect_at(self.at.step, self.config.compute)
                 if stops:
                     break
+        self._finish_saving()
         self.save()
         self.states.wait()
+
+    def _save_on_the_way(self) -> None:
+        """A disk that is full now may have room at the next save."""
+        try:
+            self.save()
+        except TrainingError as error:
+            logger.error("%s", error.message)
+
+    def _finish_saving(self) -> None:
+        """Let a save that fails not keep the last one from being tried."""
+        try:
+            self.states.wait()
+        except TrainingError as error:
+            logger.error("%s", error.message)
 
     def advance(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One optimizer step on this rank's micro-batches; returns the figures of all ranks."""

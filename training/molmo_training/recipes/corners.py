@@ -31,7 +31,7 @@ from molmo_training.data.tokenize import Tokenizing
 from molmo_training.optim import GroupConfig, OptimConfig
 from molmo_training.recipes.tiny import IMAGES, VIDEOS
 from molmo_training.runs.log import append_figures
-from molmo_training.state_file import StateFile
+from molmo_training.recipes.state_file import StateFile
 from molmo_training.trainer import Trainer, TrainerConfig
 from molmo_training.vocabulary import load_vocabulary
 

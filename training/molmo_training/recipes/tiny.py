@@ -41,7 +41,7 @@ from molmo_training.optim import GroupConfig, OptimConfig
 from molmo_training.recipes.object_lessons import ObjectLessons
 from molmo_training.recipes.tower import PictureStream, TowerConfig, train_tower
 from molmo_training.runs.log import append_figures
-from molmo_training.state_file import StateFile
+from molmo_training.recipes.state_file import StateFile
 from molmo_training.trainer import Trainer, TrainerConfig
 from molmo_training.vocabulary import load_vocabulary
 
