@@ -69,7 +69,9 @@ def measured(plan: Plan) -> PackFigures:
     n_batches = max(N_PACKS // plan.config.data.packs_per_batch, 1)
     batches = list(islice(_counted(stream), n_batches))
     n_packs = n_batches * plan.config.data.packs_per_batch
-    examples, tokens, learnt, crops = (sum(column) / n_packs for column in zip(*batches, strict=True))
+    examples, tokens, learnt, crops = (
+        sum(column) / n_packs for column in zip(*batches, strict=True)
+    )
     return PackFigures(
         n_packs=n_packs,
         n_examples=examples,
@@ -95,7 +97,11 @@ def _memory(plan: Plan, n_ranks: int) -> list[str]:
     config, counts = plan.config, plan.counts
     trained, frozen = sum(c.n_trained for c in counts), sum(c.n_frozen for c in counts)
     n_holders = n_ranks if config.parallel.shard == "fsdp" else 1
-    held = (trained * (2 + _OPTIMIZER_COPIES) + frozen) * _WIDE / (n_holders / config.parallel.replicas)
+    held = (
+        (trained * (2 + _OPTIMIZER_COPIES) + frozen)
+        * _WIDE
+        / (n_holders / config.parallel.replicas)
+    )
     activations = _activations(plan)
     return [
         "memory of a rank, estimated",
@@ -125,4 +131,4 @@ def _activations(plan: Plan) -> float:
         blocks = (in_decoder + between[0]) * text.num_hidden_layers
         blocks += (in_tower + between[1]) * n_layers
     chunk = min(config.loss.chunk_size, n_tokens)
-    return blocks + 3 * chunk * text.vocab_size * _WIDE
+    return float(blocks + 3 * chunk * text.vocab_size * _WIDE)

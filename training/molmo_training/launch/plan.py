@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -34,7 +33,7 @@ from molmo_training.freezing import GroupCount, freeze
 from molmo_training.lora import add_adapters
 from molmo_training.parallel.mesh import Mesh
 from molmo_training.recipes import tiny
-from molmo_training.train_config import DatasetSettings, HeldOutConfig, ModelConfig, TrainConfig
+from molmo_training.train_config import DatasetSettings, ModelConfig, TrainConfig
 from molmo_training.vocabulary import load_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -134,9 +133,7 @@ class Plan:
 
     def _sources(self, split: str, names: Iterable[str]) -> dict[str, RowSource]:
         data = self.config.data
-        own: Mapping[str, RowTable] = {
-            table.name: table for table in open_tables(list(data.files))
-        }
+        own: Mapping[str, RowTable] = {table.name: table for table in open_tables(list(data.files))}
         formats = replace(data.format, is_training=split == "train")
         media = replace(data.media, max_frames=self._max_frames)
         sources: dict[str, RowSource] = {}
@@ -145,7 +142,7 @@ class Plan:
             special = next((s for s in data.settings_of if name in s.datasets), _AS_OTHERS)
             sources[name] = FormattedRows(
                 table=table,
-                formatter=Formatter(formats, weight=special.loss),
+                formatter=Formatter(settings=formats, weight=special.loss),
                 tokenizing=self.tokenizing,
                 media=replace(media, p_high_res=special.p_high_res or media.p_high_res),
             )
@@ -194,9 +191,7 @@ def open_start(config: TrainConfig) -> Start:
         images = replace(images, max_crops=data.max_crops)
     if data.media.max_frames is not None:
         videos = replace(videos, max_frames=data.media.max_frames)
-    return Start(
-        opened=opened, config=settings, images=images, videos=videos, tokenizer=tokenizer
-    )
+    return Start(opened=opened, config=settings, images=images, videos=videos, tokenizer=tokenizer)
 
 
 def choose_trained(

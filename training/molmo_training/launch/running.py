@@ -85,7 +85,10 @@ def train(plan: Plan, folder: Path) -> Trainer:
 
 def _tell(meters: Meters, figures: Mapping[str, float]) -> None:
     rest = {name: value for name, value in figures.items() if name != "step"}
-    meters.log(int(figures["step"]), rest)
+    if "loss" in rest:
+        meters.log(int(figures["step"]), rest)
+    else:  # of held-out data: no time of training is in them
+        meters.write(int(figures["step"]), rest)
 
 
 def _unshown(figures: Mapping[str, float]) -> None:
@@ -126,7 +129,11 @@ def write_settings(plan: Plan, folder: Path) -> None:
 
 
 def _trainer(
-    plan: Plan, mesh: Mesh, model: Molmo2ForConditionalGeneration, stream: SharedStream, **parts: Any
+    plan: Plan,
+    mesh: Mesh,
+    model: Molmo2ForConditionalGeneration,
+    stream: SharedStream,
+    **parts: Any,
 ) -> Trainer:
     config, lessons = plan.config, None
     if config.model.object_lessons:
