@@ -18,7 +18,7 @@ from molmo_training.prepare.commands import prepare_command
 from molmo_training.prepare.initial import INIT_STD, build_initial
 from molmo_training.prepare.llms import NEW_EMBEDDING
 from molmo_training.prepare.parts import open_part, write_part
-from tests.training.prepare.conftest import N_ROWS, plain_tokenizer
+from tests.support.pretrained import N_ROWS, plain_tokenizer
 
 LAYERS = (-1, -3)
 POOLING, PROJECTOR = (
