@@ -29,7 +29,7 @@ from molmo_hf.export import HEAD, WithHead, load_processor, save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_hf.tokenizer import build_tokenizer
-from molmo_hf.weight_files import LoadedWeights, Place, Weights
+from molmo_hf.weight_files import Place, Weights
 from molmo_training.checkpoints.adapters import (
     ADAPTER_CONFIG,
     merged_state,
@@ -44,11 +44,19 @@ from molmo_training.checkpoints.native_weights import (
     ShardedWeights,
     UnshardedWeights,
 )
+from molmo_training.checkpoints.run_weights import (
+    RUN_SETTINGS as RUN_SETTINGS,
+)
+from molmo_training.checkpoints.run_weights import (
+    RUN_STATE,
+    is_run_state,
+    last_state,
+    run_weights,
+    settings_of,
+)
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
 
 SHARDED, UNSHARDED = "model_and_optim", "model.pt"
-RUN_STATE, RUN_SETTINGS = "state.pt", "model"
-"""Of a run of ours: everything to go on from, and a released folder without weights."""
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
 _UNREAD_LAYER = re.compile(r"model\.vision_backbone\.image_vit\.transformer\.resblocks\.(\d+)\..+")
 
@@ -144,7 +152,7 @@ class OpenedCheckpoint:
 
 
 def open_checkpoint(path: Path, *, max_model_len: int | None = None) -> OpenedCheckpoint:
-    """Open a folder of any form; of a native run folder its last step.
+    """Open a folder of any form; of a run folder its last step.
 
     Raises CheckpointError when it is none, or a form or model that is not read.
     """
@@ -236,9 +244,11 @@ def _layer_of(name: str) -> int:
 
 
 def _chosen_folder(path: Path) -> Path:
-    """The folder itself, or the highest step of a native run; sharded before unsharded."""
+    """The folder itself, or the highest step of a run; sharded before unsharded."""
     if not path.is_dir():
         raise CheckpointError(f"there is no folder {str(path)!r}; expected a checkpoint")
+    if (state := last_state(path)) is not None:
+        return state
     if _find_kind(path) is not None:
         return path
     steps = [
@@ -254,26 +264,26 @@ def _kind_of(folder: Path) -> Kind:
     if kind is None:
         raise CheckpointError(
             f"{folder.name!r} is no checkpoint of Molmo2; expected config.json with safetensors "
-            f"(Hugging Face), {CONFIG_FILE} with {UNSHARDED} or {SHARDED}/ (Ai2), {RUN_STATE} "
-            f"(a run of ours), or {ADAPTER_CONFIG} (adapters)"
+            f"(Hugging Face), {CONFIG_FILE} with {UNSHARDED} or {SHARDED}/ (Ai2), step*/ "
+            f"or {RUN_STATE} (a run of ours), or {ADAPTER_CONFIG} (adapters)"
         )
     return kind
 
 
 def _find_kind(folder: Path) -> Kind | None:
+    if is_run_state(folder):
+        return Kind.RUN
     if (folder / "config.json").exists():
         return Kind.HF
     if (folder / SHARDED / CONTENTS_FILE).exists():
         return Kind.NATIVE_SHARDED
     if (folder / UNSHARDED).exists():
         return Kind.NATIVE_UNSHARDED
-    if (folder / RUN_STATE).exists():
-        return Kind.RUN
     return Kind.ADAPTERS if (folder / ADAPTER_CONFIG).exists() else None
 
 
 def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheckpoint:
-    settings = folder / RUN_SETTINGS if kind is Kind.RUN else folder
+    settings = settings_of(folder) if kind is Kind.RUN else folder
     try:
         fields = json.loads((settings / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -291,8 +301,7 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
     processor = load_processor(settings)
     weights: Weights
     if kind is Kind.RUN:
-        state = torch.load(folder / RUN_STATE, weights_only=True, map_location="cpu", mmap=True)
-        weights, step = LoadedWeights(state["model"]), int(state["step"])
+        weights, step = run_weights(folder)
         if (settings / ADAPTER_CONFIG).exists():
             weights = merged_state(weights, read_adapter_config(settings))
     else:
