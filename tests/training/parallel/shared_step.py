@@ -38,6 +38,7 @@ class Way:
     is_tied: bool = False
     computes_again: bool = False
     """Blocks in the backward pass, as trainers do."""
+    autocasts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +87,15 @@ def divided_step(way: Way) -> Step:
     weight = sum(float(batch.weights.sum()) for batch in read)
     total = torch.zeros(1)
     for batch in read[mesh.dp_rank :: mesh.dp_size]:
-        decoded = forward(batch)
-        head = model.lm_head.weight
-        sums = token_loss(
-            decoded.hidden, head, decoded.targets, decoded.weights, LossConfig(chunk_size=64)
-        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=way.autocasts):
+            decoded = forward(batch)
+            sums = token_loss(
+                decoded.hidden,
+                model.lm_head.weight,
+                decoded.targets,
+                decoded.weights,
+                LossConfig(chunk_size=64),
+            )
         loss = sums.total / weight
         torch.autograd.backward(loss)
         total += loss.detach()
