@@ -6,7 +6,15 @@ drawn, …        the sets themselves, by what they ask; importing one registers
 commands        `molmo data list`
 """
 
-from molmo_training.datasets import drawn, drawn_videos
+from molmo_training.datasets import (
+    academic_images,
+    drawn,
+    drawn_videos,
+    pixmo,
+    texts,
+    tracking,
+    videos,
+)
 from molmo_training.datasets.registry import (
     Dataset,
     all_datasets,
@@ -20,6 +28,7 @@ from molmo_training.datasets.registry import (
 
 __all__ = [
     "Dataset",
+    "academic_images",
     "all_datasets",
     "available",
     "data_folder",
@@ -28,5 +37,9 @@ __all__ = [
     "drawn_videos",
     "find_dataset",
     "open_dataset",
+    "pixmo",
     "status_of",
+    "texts",
+    "tracking",
+    "videos",
 ]

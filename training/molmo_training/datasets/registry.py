@@ -42,7 +42,7 @@ class Dataset:
         try:
             return self.open(root, split)
         except MissingFiles as error:
-            steps = self.manual.format(root=root)
+            steps = self.manual.replace("{root}", str(root))
             raise DataError(
                 f"the dataset {self.name} ({split}) is not complete: {error.message}. "
                 f"Source: {self.source}. {steps}"
