@@ -218,7 +218,7 @@ _register_charts("chart_qa_weighted", is_weighted=True)
 def _with_picture(rows: RecordRows) -> RowTable:
     """Rows with a picture, by its path alone: the pictures are not read."""
     paths = rows.column("image.path").to_pylist()
-    return ChosenRows(rows, [k for k, path in enumerate(paths) if path and path.get("path")])
+    return ChosenRows(rows, [k for k, path in enumerate(paths) if path])
 
 
 def _science(row: Row) -> Row:

@@ -264,16 +264,17 @@ class _ClipRows:
             "clip_end_s": end_s,
             "point_scale": 100,
             "clip_points": True,
-            **_asked_of_clip([self.rows.row(number) for number in numbers]),
+            **asked_of_clip([self.rows.row(number) for number in numbers], start_s),
         }
 
 
-def _asked_of_clip(labels: Sequence[Row]) -> Row:
-    """Each label to be counted or pointed at, sometimes all of them in turn."""
+def asked_of_clip(labels: Sequence[Row], start_s: float) -> Row:
+    """Each label to be counted or pointed at, sometimes all of them in turn; times from the
+    clip's begin."""
     asked: list[Row] = []
     for row in labels:
         moments = zip(row["two_fps_timestamps"] or (), row["points"] or (), strict=True)
-        points = [{"time_s": time_s, "points": listed(xys)} for time_s, xys in moments]
+        points = [{"time_s": time_s - start_s, "points": listed(xys)} for time_s, xys in moments]
         asked.append({"label": row["label"], "points": points})
     styles = [{"style": "video_point_count"}, {"style": "video_point"}]
     branches = {"message_list": [{**part, "one_of": styles} for part in asked]}
