@@ -16,7 +16,8 @@ from molmo_training.data.rows import FormattedRows, PendingRow, resolved
 from molmo_training.data.tokenize import Tokenizing
 from molmo_training.datasets import open_dataset
 from molmo_training.datasets.pixmo import in_portions
-from molmo_training.datasets.videos import asked_of_clip, parse_choice
+from molmo_training.datasets.video_points import asked_of_clip
+from molmo_training.datasets.videos import parse_choice
 from molmo_training.vocabulary import load_vocabulary
 
 from . import layouts

@@ -13,6 +13,7 @@ from molmo_training.datasets import (
     pixmo,
     texts,
     tracking,
+    video_points,
     videos,
 )
 from molmo_training.datasets.registry import (
@@ -41,5 +42,6 @@ __all__ = [
     "status_of",
     "texts",
     "tracking",
+    "video_points",
     "videos",
 ]
