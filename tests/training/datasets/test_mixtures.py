@@ -1,37 +1,22 @@
-"""The mixtures of the stages: shares as trained, what is there taken, what is missing said."""
+"""The mixtures of the stages draw of datasets that are there; drawn ones are streams at once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from molmo_core.errors import DataError
-from molmo_training.data.formatting import PRETRAIN, SFT
+from molmo_training.data.formatting import PRETRAIN, SFT, FormatSettings, Formatter
 from molmo_training.data.lanes import StreamConfig
-from molmo_training.data.mixture import Group, effective_shares
+from molmo_training.data.mixture import Group, Part, effective_shares
 from molmo_training.data.packing import Budgets
-from molmo_training.data.rows import FormattedRows, PendingRow
-from molmo_training.data.sampling import SFT_MEDIA, MediaSettings
+from molmo_training.data.rows import FormattedRows
+from molmo_training.data.sampling import MediaSettings
 from molmo_training.data.stream import PackedStream
 from molmo_training.data.tokenize import Tokenizing
-from molmo_training.datasets import all_datasets
-from molmo_training.recipes.mixtures import (
-    DRAWN_PRETRAIN_MIXTURE,
-    DRAWN_SFT_MIXTURE,
-    MIXTURES,
-    PRETRAIN_MIXTURE,
-    SFT_MIXTURE,
-    Mixture,
-    OpenedMixture,
-    mixture_of,
-    names_of,
-    open_mixture,
-)
-
-from .test_public_sets import CASES
+from molmo_training.datasets import all_datasets, data_folder, open_dataset
+from molmo_training.recipes.mixtures import mixture
 
 # Of the list of the released model, not here yet: a name that is misspelt is in neither list.
 LATER = set(
@@ -52,47 +37,30 @@ LATER = set(
 )
 
 
-def opened(
-    mixture: Mixture, root: Path, tokenizing: Tokenizing, *, needs_all: bool = False
-) -> OpenedMixture:
-    return open_mixture(
-        mixture,
-        root,
-        format_settings=PRETRAIN if "pretrain" in mixture.name else SFT,
-        tokenizing=tokenizing,
-        media=MediaSettings(max_frames=8),
-        needs_all=needs_all,
-    )
-
-
-def shares(mixture: Mixture, size: int = 10_000) -> dict[str, float]:
-    """The share of each group where all datasets are of one size."""
-    sizes = dict.fromkeys(names_of([mixture]), size)
-    by_dataset = {s.dataset: s.share for s in effective_shares(as_group(mixture), sizes)}
-    return {
-        name: sum(by_dataset[use.part.dataset] for use in uses) for name, _, uses in mixture.groups
-    }
-
-
-def as_group(mixture: Mixture) -> Group:
-    return Group(
-        name=mixture.name,
-        parts=tuple(
-            Group(name=name, rate=rate, parts=tuple(use.part for use in uses))
-            for name, rate, uses in mixture.groups
-        ),
-    )
+def parts_of(group: Group) -> Iterator[Part]:
+    for part in group.parts:
+        if isinstance(part, Group):
+            yield from parts_of(part)
+        else:
+            yield part
 
 
 def test_every_name_is_a_dataset_or_comes_later() -> None:
     known = {found.name for found in all_datasets()}
-    assert names_of(list(MIXTURES.values())) - known == LATER
-    with pytest.raises(DataError, match="no mixture sft; there are pretrain, molmo2"):
-        mixture_of("sft")
+    stages = ("pretrain", "sft", "pretrain-debug", "sft-debug")
+    names = {part.dataset for stage in stages for part in parts_of(mixture(stage)[0])}
+    assert names - known == LATER
 
 
-def test_effective_shares_are_those_of_the_paper() -> None:
-    found = {name: round(100 * share, 2) for name, share in shares(SFT_MIXTURE).items()}
+def test_shares_of_the_groups_are_those_of_the_released_model() -> None:
+    group, _ = mixture("sft")
+    sizes = {part.dataset: 10_000 for part in parts_of(group)}
+    by_dataset = {share.dataset: share.share for share in effective_shares(group, sizes)}
+    found = {
+        inner.name: round(100 * sum(by_dataset[part.dataset] for part in parts_of(inner)), 2)
+        for inner in group.parts
+        if isinstance(inner, Group)
+    }
     assert found == {
         "demo": 13.64,
         "video_academic": 18.18,
@@ -103,61 +71,24 @@ def test_effective_shares_are_those_of_the_paper() -> None:
         "nlp": 9.05,
         "hardcodes": 0.05,
     }
-    assert shares(PRETRAIN_MIXTURE) == pytest.approx({"captions": 0.6, "pointing": 0.3, "nlp": 0.1})
 
 
-def test_caps_and_weights_are_those_of_the_reference() -> None:
-    uses = {use.part.dataset: use for use in SFT_MIXTURE.uses()}
-    assert len(uses) == sum(1 for _ in SFT_MIXTURE.uses()), "a dataset is in one group"
-    assert uses["tgif"].part.mass(10**6) == pytest.approx(60_000**0.5)
-    assert uses["pixmo_cap"].part.mass(10**6) == pytest.approx(100_000**0.5)
-    assert uses["vicas_ground"].part.mass(10**6) == pytest.approx(30_000**0.5 * 0.2 / 1.11)
-    assert uses["vixmo_points_minmax_6_25"].part.mass(10**6) == 0.3
-    assert uses["vixmo3_top_level_captions_min_3"].loss.factor == 0.1
-    assert uses["mevis_track"].loss.factor == 0.2
-    assert uses["mevis_track"].loss.root_length is False
-    assert uses["pixmo_points_train"].p_high_res == 0.30
-    assert uses["doc_qa"].loss.root_length is None
-    assert SFT_MEDIA.max_images == 5
-
-
-def test_what_is_there_is_taken_and_the_rest_is_named(
-    tmp_path: Path, tokenizing: Tokenizing, caplog: pytest.LogCaptureFixture
-) -> None:
-    for case in CASES:
-        if case.name in ("doc_qa", "pixmo_points_train", "tulu4"):
-            case.write(tmp_path)
-    found = opened(SFT_MIXTURE, tmp_path, tokenizing)
-    assert set(found.sources) == {"doc_qa", "pixmo_points_train", "tulu4"}
-    assert [group.name for group in found.group.parts] == [
-        "image_academic",
-        "image_pointing",
-        "nlp",
-    ]  # type: ignore[union-attr]
-    assert len(found.missing) == len(names_of([SFT_MIXTURE])) - 3
-    assert "left out of the mixture molmo2: the dataset mevis_track (train)" in caplog.text
-    pointing = found.sources["pixmo_points_train"]
-    assert isinstance(pointing, FormattedRows)
-    assert pointing.media.p_high_res == 0.30
-    made = pointing.make(0, np.random.default_rng(0))
-    assert isinstance(made, PendingRow)
-    assert made.row().weights.max() == pytest.approx(0.2)
-    with pytest.raises(DataError, match="datasets of the mixture molmo2 are missing"):
-        opened(SFT_MIXTURE, tmp_path, tokenizing, needs_all=True)
-    with pytest.raises(DataError, match="6 of the 6"):
-        opened(PRETRAIN_MIXTURE, tmp_path / "nothing", tokenizing)
-
-
-@pytest.mark.parametrize("mixture", [DRAWN_PRETRAIN_MIXTURE, DRAWN_SFT_MIXTURE])
+@pytest.mark.parametrize(("stage", "written"), [("pretrain-debug", PRETRAIN), ("sft-debug", SFT)])
 def test_drawn_mixtures_are_streams_without_any_download(
-    mixture: Mixture, tmp_path: Path, tokenizing: Tokenizing
+    stage: str, written: FormatSettings, tokenizing: Tokenizing
 ) -> None:
-    found = opened(mixture, tmp_path, tokenizing, needs_all=True)
-    config = StreamConfig(
-        mixture=found.group, budgets=Budgets(n_tokens=2048, n_crops=24), n_lanes=1, buffer_size=16
-    )
-    stream = PackedStream(config, found.sources, rank=0, world_size=1)
-    batches = list(islice(iter(stream), 4))
+    group, _ = mixture(stage)
+    sources = {
+        part.dataset: FormattedRows(
+            table=open_dataset(part.dataset, data_folder()),
+            formatter=Formatter(settings=written),
+            tokenizing=tokenizing,
+            media=MediaSettings(max_frames=8),
+        )
+        for part in parts_of(group)
+    }
+    budgets = Budgets(n_tokens=2048, n_crops=24)
+    config = StreamConfig(mixture=group, budgets=budgets, n_lanes=1, buffer_size=16)
+    batches = list(islice(PackedStream(config, sources, rank=0, world_size=1), 4))
     assert all(batch.n_examples > 1 for batch in batches)
-    filled = [batch.input_ids.shape[1] / 2048 for batch in batches]
-    assert max(filled) > 0.8
+    assert max(batch.input_ids.shape[1] for batch in batches) > 0.8 * budgets.n_tokens

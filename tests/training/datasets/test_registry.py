@@ -13,7 +13,6 @@ from molmo_core.errors import DataError
 from molmo_training.datasets import (
     Dataset,
     all_datasets,
-    available,
     data_folder,
     find_dataset,
     open_dataset,
@@ -91,10 +90,6 @@ def test_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     assert (train.is_present, train.n_rows) == (True, 1)
     assert (val.is_present, val.n_rows) == (False, None)
     assert "val.csv is missing" in val.reason
-    there, missing = available(["nextqa_mc", "doc_qa", "drawn_text"], tmp_path)
-    assert there == {"nextqa_mc", "drawn_text"}
-    assert len(missing) == 1
-    assert "task 1" in missing[0]
 
 
 def test_the_data_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from molmo_training.datasets import (
 from molmo_training.datasets.registry import (
     Dataset,
     all_datasets,
-    available,
     data_folder,
     dataset,
     find_dataset,
@@ -31,7 +30,6 @@ __all__ = [
     "Dataset",
     "academic_images",
     "all_datasets",
-    "available",
     "data_folder",
     "dataset",
     "drawn",
