@@ -50,6 +50,8 @@ class Start:
     images: ImageGeometry
     videos: VideoGeometry
     tokenizer: PreTrainedTokenizerFast
+    is_tied: bool = False
+    """Whether the language head is the embedding."""
 
 
 class Plan:
@@ -152,8 +154,7 @@ class Plan:
         """Parameters that are trained and frozen; patterns that match nothing are found here."""
         with torch.device("meta"):
             model = Molmo2ForConditionalGeneration(self.start.config)
-        opened = self.start.opened
-        return choose_trained(model, self.config.model, is_tied=bool(opened and opened.is_tied))
+        return choose_trained(model, self.config.model, is_tied=self.start.is_tied)
 
     @property
     def _max_frames(self) -> int:
@@ -197,7 +198,12 @@ def open_start(config: TrainConfig) -> Start:
 def choose_trained(
     model: Molmo2ForConditionalGeneration, config: ModelConfig, *, is_tied: bool
 ) -> list[GroupCount]:
-    """Freeze, or put adapters beside, what the config says; returns the counts by group."""
+    """Freeze, or put adapters beside, what the config says; returns the counts by group.
+
+    A tied head becomes the embedding itself, so that they stay the same.
+    """
+    if is_tied:
+        model.lm_head.weight = model.model.transformer.wte.embedding
     if config.lora is not None:
         return add_adapters(model, config.lora)
     return freeze(model, (*config.trained.frozen(has_tied_head=is_tied), *config.freeze))

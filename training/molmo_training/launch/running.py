@@ -26,7 +26,6 @@ from molmo_training.compute import device_of
 from molmo_training.data.example import Batch
 from molmo_training.dropout import set_dropout
 from molmo_training.forward import Forward
-from molmo_training.freezing import has_tied_head
 from molmo_training.launch.following import Following
 from molmo_training.launch.plan import Plan, choose_trained
 from molmo_training.launch.reading import SharedStream
@@ -102,10 +101,7 @@ def prepared_model(plan: Plan, device: torch.device) -> Molmo2ForConditionalGene
         model = tiny.build_model(plan.config.seed)
     else:
         model = load_model(replace(start.opened, config=start.config))
-    is_tied = has_tied_head(model)
-    if is_tied:
-        model.lm_head.weight = model.model.transformer.wte.embedding
-    choose_trained(model, config, is_tied=is_tied)
+    choose_trained(model, config, is_tied=start.is_tied)
     return model.to(device)
 
 
