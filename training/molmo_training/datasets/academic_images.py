@@ -59,7 +59,7 @@ def _register_ai2(
     *,
     style: str | None = None,
     splits: tuple[str, ...] = ("train", "validation"),
-    licence: str = "CC-BY-4.0",
+    licence: str = "see the source",
     groups: tuple[str, ...] = ("image_academic",),
     read: Any = None,
 ) -> None:
@@ -85,6 +85,7 @@ _register_ai2(
     _COCO_2014,
     style="vqa2",
     splits=("train", "validation", "test"),
+    licence="CC-BY-4.0",
 )
 _register_ai2("okvqa", "allenai/molmo2-okvqa", "images/coco", _COCO_2014)
 _register_ai2("a_okvqa_da", "allenai/molmo2-a-ok-vqa", "images/coco", _COCO_2017)
@@ -103,6 +104,7 @@ _register_ai2(
     "Unpack https://dl.fbaipublicfiles.com/textvqa/images/{train_val_images,test_images}.zip in "
     "{root}/torch_datasets/text_vqa.",
     splits=("train", "validation", "test"),
+    licence="CC-BY-4.0",
 )
 
 

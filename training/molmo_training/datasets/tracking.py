@@ -124,7 +124,7 @@ def _register(name: str, task: str) -> None:
         groups=("tracking",),
         source=f"Hugging Face: {found.repo}; videos: {found.source}",
         splits=splits,
-        licence="annotations ODC-BY-1.0; videos: terms of their source, often for research only",
+        licence="see the sources; videos often for research only",
         manual=f"{hub_steps(found.repo)} Write each video of {found.source} as mp4 at the rate of "
         "its annotations (column fps) to {root}/video_datasets/video_track/"
         f"{found.home}/{found.videos.format(split='SPLIT')}/NAME.mp4.",
