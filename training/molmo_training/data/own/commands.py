@@ -17,7 +17,9 @@ from cyclopts.validators import Number
 from molmo_core.errors import DataError
 from molmo_training.data.own.check import check_tables, mixture_of
 from molmo_training.data.own.model_view import open_model_view
+from molmo_training.data.own.page.page import render_page
 from molmo_training.data.own.table import OwnTable, open_tables
+from molmo_training.data.own.view import Viewer
 from molmo_training.data.packing import Budgets
 
 app = App(name="molmo data", help="Check and show training data of your own.", version_flags=())
@@ -76,6 +78,51 @@ def check_command(
     else:
         _say(report.as_text().translate(_CONTROL))
     return 1 if report.n_findings else 0
+
+
+@app.command(name="view")
+def view_command(
+    files: Files,
+    /,
+    *,
+    out: Annotated[Path, Parameter(help="The page, one HTML file")],
+    n: Annotated[
+        int | None, Parameter(help="Examples, else 20; packs, else 3", validator=Number(gte=1))
+    ] = None,
+    in_order: Annotated[
+        bool, Parameter(negative=(), help="As the files have them; else drawn as in training")
+    ] = False,
+    start: Annotated[int, Parameter(help="First example, from 0", validator=Number(gte=0))] = 0,
+    packed: Annotated[
+        bool, Parameter(negative=(), help="Whole packs, not single examples")
+    ] = False,
+    checkpoint: Checkpoint = None,
+    tokens: Tokens = 16_384,
+    crops: Crops = 128,
+    rates: Rates = None,
+    seed: Annotated[int, Parameter(help="Of everything that is drawn")] = 0,
+    allow_absolute: AllowAbsolute = False,
+) -> None:
+    """Write examples or packs of FILES as a page: media, tokens, loss weights, who sees whom."""
+    if packed and (in_order or start):
+        raise DataError("packs are drawn as in training: leave out --in-order and --start")
+    tables = open_tables(files, allow_absolute=allow_absolute)
+    viewer = Viewer(
+        tables={table.name: table for table in tables},
+        view=open_model_view(checkpoint),
+        mixture=mixture_of(tables, checked_rates(rates, tables)),
+        budgets=Budgets(n_tokens=tokens, n_crops=crops),
+        seed=seed,
+    )
+    if packed:
+        page = viewer.packs(n or 3)
+    else:
+        page = viewer.examples(n or 20, start=start, in_order=in_order)
+    try:
+        out.write_text(render_page(page), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
+    _say(f"{out}")
 
 
 def checked_rates(rates: list[float] | None, tables: list[OwnTable]) -> list[float]:
