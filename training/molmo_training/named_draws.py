@@ -13,5 +13,6 @@ from torch import Tensor
 
 def draw_normal(shape: tuple[int, ...], *, std: float, seed: int, name: str) -> Tensor:
     """Float32 numbers on the CPU, of mean 0 and deviation `std`."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ (seed << 32))
+    # torch reads 32 bits of a seed on the CPU: number and name have to share them.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
     return torch.randn(shape, generator=generator) * std

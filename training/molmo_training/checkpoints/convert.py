@@ -54,7 +54,7 @@ def to_hugging_face(
     stored = opened.weights.read(_SMALL).dtype
     if compute_dtype is None and dtype is None and opened.kind is Kind.HF:
         compute_dtype = opened.config.dtype
-    with _appearing(out) as partial:
+    with appearing(out) as partial:
         save_checkpoint(
             opened.weights,
             partial,
@@ -94,7 +94,7 @@ def to_native_folder(opened: OpenedCheckpoint, out: Path) -> Path:
         is_tied=is_tied,
         tokenizer=opened.tokenizer_name or str(opened.folder.resolve()),
     )
-    with _appearing(out) as partial:
+    with appearing(out) as partial:
         partial.mkdir()
         torch.save(tensors, partial / UNSHARDED)
         kept = opened.folder / (CONFIG_FILE if opened.kind in NATIVE else NATIVE_COPY)
@@ -106,7 +106,7 @@ def to_native_folder(opened: OpenedCheckpoint, out: Path) -> Path:
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
+def appearing(out: Path) -> Iterator[Path]:
     """A path beside `out` that becomes `out` when the block ends well, and is removed otherwise."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(

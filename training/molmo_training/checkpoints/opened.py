@@ -29,7 +29,7 @@ from molmo_hf.export import HEAD, WithHead, load_processor, save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_hf.tokenizer import build_tokenizer
-from molmo_hf.weight_files import LoadedWeights, Place, Weights
+from molmo_hf.weight_files import Place, Weights
 from molmo_training.checkpoints.adapters import (
     ADAPTER_CONFIG,
     merged_state,
@@ -44,11 +44,19 @@ from molmo_training.checkpoints.native_weights import (
     ShardedWeights,
     UnshardedWeights,
 )
+from molmo_training.checkpoints.run_weights import (
+    RUN_SETTINGS as RUN_SETTINGS,
+)
+from molmo_training.checkpoints.run_weights import (
+    RUN_STATE,
+    is_run_state,
+    last_state,
+    run_weights,
+    settings_of,
+)
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
 
 SHARDED, UNSHARDED = "model_and_optim", "model.pt"
-RUN_STATE, RUN_SETTINGS = "state.pt", "model"
-"""Of a run of ours: everything to go on from, and a released folder without weights."""
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
 _UNREAD_LAYER = re.compile(r"model\.vision_backbone\.image_vit\.transformer\.resblocks\.(\d+)\..+")
 
@@ -131,17 +139,7 @@ class OpenedCheckpoint:
 
     def differences(self) -> list[str]:
         """What of the weights is missing, not expected or of another shape."""
-        found, expected = self.weights.shapes(), self.expected_shapes()
-        lines = [
-            f"missing: {name} {shape}" for name, shape in expected.items() if name not in found
-        ]
-        lines += [f"not expected: {name}" for name in found if name not in expected]
-        lines += [
-            f"shape of {name}: {found[name]}, expected {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ]
-        return lines
+        return shape_differences(self.weights.shapes(), self.expected_shapes())
 
     def check_complete(self) -> None:
         """Raise CheckpointError unless the weights are those that the configuration asks for."""
@@ -154,7 +152,7 @@ class OpenedCheckpoint:
 
 
 def open_checkpoint(path: Path, *, max_model_len: int | None = None) -> OpenedCheckpoint:
-    """Open a folder of any form; of a native run folder its last step.
+    """Open a folder of any form; of a run folder its last step.
 
     Raises CheckpointError when it is none, or a form or model that is not read.
     """
@@ -183,7 +181,7 @@ def open_checkpoint(path: Path, *, max_model_len: int | None = None) -> OpenedCh
         config=native.model,
         images=native.images,
         videos=native.videos,
-        weights=_OnlyRead(WithHead(renamed), native.model),
+        weights=OnlyRead(WithHead(renamed), native.model),
         is_tied=native.is_tied,
         tokenizer_name=_tokenizer_name(folder, native.tokenizer),
         notes=native.notes,
@@ -201,12 +199,26 @@ def load_model(opened: OpenedCheckpoint) -> Molmo2ForConditionalGeneration:
     return model.eval()
 
 
+def shape_differences(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """What is missing, not expected or of another shape, a line each."""
+    lines = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
+    lines += [f"not expected: {name}" for name in found if name not in expected]
+    lines += [
+        f"shape of {name}: {found[name]}, expected {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    return lines
+
+
 def n_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
 @dataclass(frozen=True)
-class _OnlyRead:
+class OnlyRead:
     """Without the layers of the vision tower behind the last one that is read."""
 
     weights: Weights
@@ -232,9 +244,11 @@ def _layer_of(name: str) -> int:
 
 
 def _chosen_folder(path: Path) -> Path:
-    """The folder itself, or the highest step of a native run; sharded before unsharded."""
+    """The folder itself, or the highest step of a run; sharded before unsharded."""
     if not path.is_dir():
         raise CheckpointError(f"there is no folder {str(path)!r}; expected a checkpoint")
+    if (state := last_state(path)) is not None:
+        return state
     if _find_kind(path) is not None:
         return path
     steps = [
@@ -250,26 +264,26 @@ def _kind_of(folder: Path) -> Kind:
     if kind is None:
         raise CheckpointError(
             f"{folder.name!r} is no checkpoint of Molmo2; expected config.json with safetensors "
-            f"(Hugging Face), {CONFIG_FILE} with {UNSHARDED} or {SHARDED}/ (Ai2), {RUN_STATE} "
-            f"(a run of ours), or {ADAPTER_CONFIG} (adapters)"
+            f"(Hugging Face), {CONFIG_FILE} with {UNSHARDED} or {SHARDED}/ (Ai2), step*/ "
+            f"or {RUN_STATE} (a run of ours), or {ADAPTER_CONFIG} (adapters)"
         )
     return kind
 
 
 def _find_kind(folder: Path) -> Kind | None:
+    if is_run_state(folder):
+        return Kind.RUN
     if (folder / "config.json").exists():
         return Kind.HF
     if (folder / SHARDED / CONTENTS_FILE).exists():
         return Kind.NATIVE_SHARDED
     if (folder / UNSHARDED).exists():
         return Kind.NATIVE_UNSHARDED
-    if (folder / RUN_STATE).exists():
-        return Kind.RUN
     return Kind.ADAPTERS if (folder / ADAPTER_CONFIG).exists() else None
 
 
 def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheckpoint:
-    settings = folder / RUN_SETTINGS if kind is Kind.RUN else folder
+    settings = settings_of(folder) if kind is Kind.RUN else folder
     try:
         fields = json.loads((settings / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -287,8 +301,7 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
     processor = load_processor(settings)
     weights: Weights
     if kind is Kind.RUN:
-        state = torch.load(folder / RUN_STATE, weights_only=True, map_location="cpu", mmap=True)
-        weights, step = LoadedWeights(state["model"]), int(state["step"])
+        weights, step = run_weights(folder)
         if (settings / ADAPTER_CONFIG).exists():
             weights = merged_state(weights, read_adapter_config(settings))
     else:

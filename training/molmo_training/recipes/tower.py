@@ -22,8 +22,8 @@ from molmo_core.images import ImageGeometry, prepare_image
 from molmo_hf.modeling_molmo2_vision import Molmo2VisionBackbone
 from molmo_training.data.example import Example
 from molmo_training.data.marks import mark_patches
-from molmo_training.loss import ObjectProbe
 from molmo_training.optim import OptimConfig, Optimizer
+from molmo_training.recipes.object_lessons import ObjectProbe
 from molmo_training.runs.log import append_figures
 
 Pictures = tuple[Tensor, Tensor]
@@ -83,11 +83,13 @@ def train_tower(
     optimizer = Optimizer(both.named_parameters(), config.optim)
     began = time.monotonic()
     for step, (crops, targets) in zip(range(1, config.n_steps + 1), batches, strict=False):
-        optimizer.set_rate(step / config.n_steps, step)
+        optimizer.set_rates(step, config.n_steps)
+        optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             features = backbone.encode(crops)
             loss = probe(features, targets)
-        optimizer.step(loss)
+        torch.autograd.backward(loss)
+        optimizer.step()
         if step % config.log_every == 0:
             with torch.no_grad():
                 right = probe.share_right(features, targets)

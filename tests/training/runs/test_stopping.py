@@ -1,0 +1,92 @@
+"""Requests to end a run: noted once, obeyed at once when repeated."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from itertools import islice
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+
+from molmo_training.data.loader import make_loader
+from molmo_training.runs.stopping import SIGNALS, Stopping
+
+
+class Clock:
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted_and_the_handlers_come_back(
+    number: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = [signal.getsignal(each) for each in SIGNALS]
+    caplog.set_level("INFO")
+    with Stopping() as stopping:
+        assert not stopping.agreed()
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)  # at once: a launcher passes it on
+        assert stopping.agreed()
+        assert stopping.reason == number.name
+    assert f"the run ends after this step: {number.name}" in caplog.text
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_time_is_a_reason_to_end() -> None:
+    clock = Clock()
+    stopping = Stopping(time_limit_s=90, clock=clock)
+    clock.now_s = 89.9
+    assert not stopping.agreed()
+    clock.now_s = 90.0
+    assert stopping.agreed()
+    assert stopping.reason == "the time limit of 90 s"
+
+
+_CHILD = """
+import sys
+from molmo_training.runs.stopping import Stopping
+with Stopping(one_request_s=0) as stopping:
+    print("ready", flush=True)
+    while not stopping.agreed():
+        pass
+    print(stopping.reason, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_at_once(number: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-c", _CHILD]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.send_signal(number)
+        assert child.stdout.readline() == f"{number.name}\n"
+        child.send_signal(number)
+        assert child.wait(60) == code
+
+
+class _Numbers(IterableDataset[int]):
+    def __iter__(self):
+        yield from range(8)
+
+
+def test_workers_of_a_loader_leave_signals_to_the_trainer() -> None:
+    numbers = iter(make_loader(_Numbers(), n_workers=1, n_prefetched=1))
+    assert next(numbers) == 0
+    for worker in numbers._workers:  # type: ignore[attr-defined]
+        os.kill(worker.pid, signal.SIGTERM)
+        os.kill(worker.pid, signal.SIGINT)
+    assert list(islice(numbers, 7)) == list(range(1, 8))
+    state = torch.get_rng_state()
+    assert next(iter(make_loader(_Numbers(), n_workers=0))) == 0
+    assert torch.equal(torch.get_rng_state(), state)
