@@ -37,7 +37,7 @@ class Span:
     end: float
     name: str
     number: int
-    """Of the branch; −1: shared by all."""
+    """Of the example in a pack, else of the branch; −1: shared by all branches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def _spans(subsegments: NDArray[np.int64]) -> tuple[Span, ...]:
                 begin=begin / n_positions,
                 end=end / n_positions,
                 name=f"example {example + 1}, {name}" if n_examples > 1 else name,
-                number=-1 if is_shared else inside,
+                number=example if n_examples > 1 else -1 if is_shared else inside,
             )
         )
     return tuple(spans)

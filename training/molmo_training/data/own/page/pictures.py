@@ -21,9 +21,9 @@ from molmo_core.points import Grounding, parse_grounding
 from molmo_training.data.example import Example, Picture, Tokenized
 from molmo_training.data.tokenize import Tokenizing
 
-LONGEST_IMAGE_PX, LONGEST_FRAME_PX, LONGEST_CROP_PX = 640, 240, 160
+LONGEST_IMAGE_PX, LONGEST_OF_SEVERAL_PX, LONGEST_FRAME_PX, LONGEST_CROP_PX = 560, 340, 240, 160
 MOST_FRAMES = 32
-_NEAR_S = 0.051
+_NEAR_S, _NEAR_XY = 0.051, 12
 _QUALITY = 80
 XY = tuple[float, float]
 Groundings = Sequence[tuple[int, Grounding]]
@@ -39,6 +39,8 @@ class Mark:
     name: str
     colour: int
     trail: tuple[XY, ...] = ()
+    ring: int = 0
+    """How many marks lie on it: it is drawn larger by as much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,8 @@ class ShownPicture:
     width_px: int
     height_px: int
     caption: str
-    most_px: int
-    """Of its width on the page."""
+    shown_px: int
+    """Its width on the page."""
     marks: tuple[Mark, ...] = ()
     tiles: tuple[Box, ...] = ()
 
@@ -99,8 +101,8 @@ def _show_video(
             width_px=width_px,
             height_px=height_px,
             caption=f"{times_s[k]:.1f} s",
-            most_px=LONGEST_FRAME_PX,
-            marks=tuple(_marks_at(times_s[k], groundings)),
+            shown_px=_shown_px(width_px, height_px, LONGEST_FRAME_PX),
+            marks=_ringed(list(_marks_at(times_s[k], groundings))),
         )
         for k in chosen
     )
@@ -114,17 +116,23 @@ def _show_image(
 ) -> ShownPicture:
     height_px, width_px = image.shape[:2]
     tiles = _tiles((height_px, width_px), tokenizing.images, example.max_crops)
-    name = f"image {k + 1}: " if len(example.images) > 1 else ""
+    is_one_of_several = len(example.images) > 1
+    longest_px = LONGEST_OF_SEVERAL_PX if is_one_of_several else LONGEST_IMAGE_PX
+    name = f"image {k + 1}: " if is_one_of_several else ""
     n_tiles = f"{len(tiles)} tile{'s' if len(tiles) > 1 else ''}"
     return ShownPicture(
-        url=jpeg_url(np.asarray(image), LONGEST_IMAGE_PX),
+        url=jpeg_url(np.asarray(image), longest_px),
         width_px=width_px,
         height_px=height_px,
         caption=f"{name}{width_px} × {height_px} px, {n_tiles}",
-        most_px=LONGEST_IMAGE_PX,
-        marks=tuple(_marks_in(k, groundings)),
+        shown_px=_shown_px(width_px, height_px, longest_px),
+        marks=_ringed(list(_marks_in(k, groundings))),
         tiles=tiles,
     )
+
+
+def _shown_px(width_px: int, height_px: int, longest_px: int) -> int:
+    return max(1, round(width_px * min(1.0, longest_px / max(width_px, height_px))))
 
 
 def show_crops(row: Tokenized, patch_px: int, most: int = 24) -> tuple[str, ...]:
@@ -192,6 +200,18 @@ def _marks_at(time_s: float, groundings: Groundings) -> Iterator[Mark]:
                 trail = tuple((1000 * p.x, 1000 * p.y) for p in until)
                 x, y = trail[-1]
                 yield Mark(x=x, y=y, name=str(track.id), colour=number, trail=trail)
+
+
+def _ringed(marks: list[Mark]) -> tuple[Mark, ...]:
+    """So that a mark is seen around those that are drawn over it."""
+    return tuple(
+        replace(mark, ring=sum(_is_near(mark, other) for other in marks[k + 1 :]))
+        for k, mark in enumerate(marks)
+    )
+
+
+def _is_near(a: Mark, b: Mark) -> bool:
+    return abs(a.x - b.x) < _NEAR_XY and abs(a.y - b.y) < _NEAR_XY
 
 
 def _chosen(times_s: Sequence[float], groundings: Groundings) -> list[int]:

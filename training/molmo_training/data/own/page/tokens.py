@@ -21,6 +21,8 @@ from molmo_core.tokens import (
     IM_START,
     LOW_RES_IM_START,
     SPECIAL_TOKENS,
+    TURN_END,
+    TURN_START,
 )
 from molmo_training.data.example import Tokenized
 from molmo_training.data.tree import PREFIX_SUBSEGMENT
@@ -69,7 +71,8 @@ class Speller:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
-        self._special = frozenset(tokenizer.all_special_tokens) | frozenset(SPECIAL_TOKENS)
+        own = tokenizer.all_special_tokens
+        self._special = frozenset((*own, *SPECIAL_TOKENS, TURN_START, TURN_END))
         self._known: dict[int, str] = {}
 
     def name(self, token_id: int) -> str:
