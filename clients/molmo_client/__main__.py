@@ -68,6 +68,12 @@ LAZY_COMMANDS = (
         help="Measure a server: `molmo eval run scenes`, `molmo eval list`.",
     ),
     LazyCommand(
+        name="train",
+        target="molmo_training.commands:app",
+        extra="training",
+        help="Train: the released stages, small variants of them, your own data.",
+    ),
+    LazyCommand(
         name="checkpoint",
         target="molmo_training.checkpoints.commands:app",
         extra="training",

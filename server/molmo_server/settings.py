@@ -170,7 +170,7 @@ class MolmoSettings(BaseSettings):
     media_ttl_s: float = Field(default=24 * 3600, gt=0)
     """A file that was not used for so long is removed."""
     media_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
-    """Above it the least recently used files are removed."""
+    """Of one tenant; above it their least recently used files are removed."""
 
     # Files and batches
     batch_dir: Path | None = None

@@ -6,9 +6,13 @@ one each; so a run is the same on both, to the last bit.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +173,43 @@ def go_on(folder: Path, n_steps: int, **options: Any) -> ToyRun:
     return run
 
 
+def killed_at(folder: Path, n_steps: int, n_events: int) -> None:
+    """Go on up to `n_steps`, and be killed where the folder is touched for the n-th time."""
+    torch.set_num_threads(1)
+    touched = count(1)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in _TOUCHES and str(folder) in str(arguments[0]) and next(touched) == n_events:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    go_on(folder, n_steps)
+
+
+_TOUCHES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir")
+
+
 def in_ranks(work: Callable[[int, Path], None], folder: Path, n_ranks: int) -> None:
     """Call `work(rank, folder)` in so many processes that form a group. Raises what one raises."""
-    torch.multiprocessing.spawn(_rank, (work, folder, n_ranks), nprocs=n_ranks)
+    torch.multiprocessing.start_processes(
+        _rank, (work, folder, n_ranks), nprocs=n_ranks, start_method=_processes()
+    )
+
+
+def process(work: Callable[..., None], *arguments: Any) -> Any:
+    """A process that calls `work`, started."""
+    child = multiprocessing.get_context(_processes()).Process(target=work, args=arguments)
+    child.start()
+    return child
+
+
+def _processes() -> str:
+    """Children come from one process that has imported what takes long."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["molmo_training.runs.run_state", "torch.distributed.fsdp", "torch.optim"]
+    )
+    return "forkserver"
 
 
 def _rank(rank: int, work: Callable[[int, Path], None], folder: Path, n_ranks: int) -> None:

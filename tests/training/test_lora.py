@@ -205,6 +205,16 @@ def test_adapters_that_cannot_be_meant_are_refused(saved, config, message):
         add_adapters(model, LoraConfig(**config))
 
 
+def test_a_model_without_numbers_is_counted_alike(saved):
+    """A dry run plans on the meta device."""
+    opened = open_checkpoint(saved / "start")
+    with torch.device("meta"):
+        empty = Molmo2ForConditionalGeneration(opened.config)
+    config = LoraConfig(rank=2, trained=("*.ln_f.weight",))
+    assert add_adapters(empty, config) == add_adapters(load_model(opened), config)
+    assert all(p.is_meta for p in empty.parameters())
+
+
 def test_dropout_is_of_training_only(saved, inputs):
     model = load_model(open_checkpoint(saved / "start"))
     add_adapters(model, LoraConfig(rank=2, dropout=0.5))

@@ -28,6 +28,8 @@ class ComputeConfig:
     """Products in bfloat16; weights, gradients and the optimizer stay in float32."""
     activation_checkpointing: bool = True
     """Compute blocks again in the backward pass instead of keeping what is inside them."""
+    attention: Literal["auto", "dense", "blocks", "flex"] = "auto"
+    """Who sees whom as a mask of all pairs, or tile by tile; see `Forward`."""
     compile_blocks: bool = False
     """Compile each block; the first steps take minutes."""
     n_threads: int | None = None

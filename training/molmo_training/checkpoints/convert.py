@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from molmo_core.errors import CheckpointError
-from molmo_hf.export import EMBEDDING, HEAD, save_checkpoint
+from molmo_hf.export import save_checkpoint
 from molmo_training.checkpoints.names import NATIVE_HEAD, to_native
 from molmo_training.checkpoints.native_config import (
     CONFIG_FILE,
@@ -79,9 +79,7 @@ def to_native_folder(opened: OpenedCheckpoint, out: Path) -> Path:
     The head is left out where it is the embedding. Raises CheckpointError as `to_hugging_face`.
     """
     opened.check_complete()
-    is_tied = opened.is_tied or torch.equal(
-        opened.weights.read(HEAD), opened.weights.read(EMBEDDING)
-    )
+    is_tied = opened.has_tied_head()
     tensors: dict[str, Tensor] = {
         to_native(name): opened.weights.read(name) for name in opened.weights.shapes()
     }

@@ -25,7 +25,7 @@ from molmo_core.errors import CheckpointError
 from molmo_core.images import ImageGeometry
 from molmo_core.videos import VideoGeometry
 from molmo_hf.configuration_molmo2 import Molmo2Config
-from molmo_hf.export import HEAD, WithHead, load_processor, save_settings
+from molmo_hf.export import EMBEDDING, HEAD, WithHead, load_processor, save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_hf.tokenizer import build_tokenizer
@@ -130,6 +130,10 @@ class OpenedCheckpoint:
                 videos=self.videos,
             )
             return load_processor(folder)
+
+    def has_tied_head(self) -> bool:
+        """Whether the language head is the embedding, be it that an export wrote it out."""
+        return self.is_tied or torch.equal(self.weights.read(HEAD), self.weights.read(EMBEDDING))
 
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors that the configuration asks for."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from transformers import AutoConfig
 
 from molmo_core.errors import CheckpointError
@@ -26,6 +26,16 @@ from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
 logger = logging.getLogger(__name__)
 
 PICKLED = "pytorch_model.bin"
+UNUSABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+"""What numbers of a configuration cause that are missing or of which no model can be made."""
 _SETTINGS = ("*.json", "*.txt", "tokenizer.model")
 
 
@@ -103,7 +113,7 @@ def open_source(where: str) -> Source:
     folder = find_folder(where)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *UNUSABLE) as error:
         raise CheckpointError(
             f"the configuration of {where!r} cannot be read ({str(error).splitlines()[0]}); "
             "expected a folder of transformers with config.json"

@@ -17,6 +17,8 @@ from typing import Protocol, TextIO
 
 import torch
 
+RATES = ("tokens_per_s", "left_s", "memory_gb")
+"""Figures that meters add."""
 _PACE_LINES = 50
 """Lines of the log over which the pace of what is left is measured."""
 
@@ -64,7 +66,7 @@ class Meters:
         trained_s = now_s - self._lines[-1][0] - self._aside_s
         self._lines.append((now_s, step))
         (began_s, began), n_left = self._lines[0], self._max_steps - step
-        line: dict[str, float] = {"step": step, **figures}
+        line = {"step": step, **_rounded(figures)}
         if self._n_tokens and trained_s > 0:
             line["tokens_per_s"] = round(self._n_tokens / trained_s, 1)
         if step > began:
@@ -78,7 +80,7 @@ class Meters:
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Figures as they are, such as those of a validation."""
         for sink in self._sinks:
-            sink.write({"step": step, **figures})
+            sink.write({"step": step, **_rounded(figures)})
 
     def close(self) -> None:
         for sink in self._sinks:
@@ -118,9 +120,14 @@ def memory_bytes() -> int:
     return kibibytes * 1024
 
 
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    """Six digits of each; whole numbers stay."""
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in figures.items()}
+
+
 def _told(line: Mapping[str, float], max_steps: int) -> str:
     """`step 20/400  loss 1.2345  5120 tokens/s  2 h 05 min left  3.1 GB`."""
-    figures = {k: v for k, v in line.items() if k not in _TOLD_OTHERWISE}
+    figures = {k: v for k, v in line.items() if k not in ("step", *RATES)}
     shown = {"loss": figures["loss"]} if "loss" in figures else figures
     parts = [f"step {line['step']:.0f}/{max_steps}"]
     parts += [f"{name} {value:.4f}" for name, value in shown.items()]
@@ -131,9 +138,6 @@ def _told(line: Mapping[str, float], max_steps: int) -> str:
     if "memory_gb" in line:
         parts.append(f"{line['memory_gb']:.1f} GB")
     return "  ".join(parts)
-
-
-_TOLD_OTHERWISE = ("step", "tokens_per_s", "left_s", "memory_gb")
 
 
 def _duration(duration_s: float) -> str:

@@ -55,6 +55,12 @@ def latest_step(run: Path) -> int | None:
     return None
 
 
+def step_of(folder: Path) -> int | None:
+    """The step whose state `folder` is, whole or cut; None when it is something else."""
+    match = _STEP.fullmatch(folder.name)
+    return int(match[1]) if match and (folder / COMPLETE).exists() else None
+
+
 def missing_of(folder: Path) -> str | None:
     """What a state lacks to be whole; None when it lacks nothing."""
     try:

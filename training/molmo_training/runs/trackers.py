@@ -65,8 +65,8 @@ def _tensorboard(folder: Path, first_step: int, is_asked_for: bool | None) -> Si
     except ImportError as error:
         if is_asked_for:
             raise TrainingError(
-                "TensorBoard is asked for and not installed: `pip install tensorboard`, or leave "
-                "it out (tensorboard=false)"
+                f"TensorBoard is asked for and not installed ({error}): `pip install tensorboard`, "
+                "or leave it out"
             ) from error
         logger.info("TensorBoard is not installed; figures are in log.jsonl only")
         return None
@@ -93,8 +93,8 @@ class _Wandb:
             library = importlib.import_module("wandb")
         except ImportError as error:
             raise TrainingError(
-                "Weights & Biases is asked for and not installed: `pip install wandb`, or leave "
-                "it out"
+                f"Weights & Biases is asked for and not installed ({error}): `pip install wandb`, "
+                "or leave it out"
             ) from error
         try:
             self._run = library.init(
