@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,20 @@ from PIL import Image
 
 from molmo_core.clips import sample_clip, write_clip
 from molmo_training.data.own.model_view import ModelView, open_model_view
+from molmo_training.data.packing import Budgets
+from molmo_training.recipes.finetune import finetune
 
 WriteRows = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def view() -> ModelView:
-    return open_model_view()
+    return view_of(n_tokens=16_384, n_crops=128)
+
+
+def view_of(*, n_tokens: int, n_crops: int) -> ModelView:
+    budgets = Budgets(n_tokens=n_tokens, n_crops=n_crops)
+    return open_model_view(replace(finetune().data, budgets=budgets))
 
 
 @pytest.fixture(scope="session")

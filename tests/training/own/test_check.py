@@ -19,19 +19,15 @@ from molmo_training.data.own.examine import Examiner
 from molmo_training.data.own.media import opened_media
 from molmo_training.data.own.model_view import ModelView
 from molmo_training.data.own.table import open_table, open_tables
-from molmo_training.data.packing import Budgets
-from tests.training.own.conftest import WriteRows, picture
+from tests.training.own.conftest import WriteRows, picture, view_of
 
 GOOD = {"image": "a.png", "label": "cat", "points": [[10, 20]]}
 TALK = {"messages": ["q", "a"]}
-BUDGETS = Budgets(n_tokens=16_384, n_crops=128)
 
 
-def checked(
-    path: Path, view: ModelView, budgets: Budgets = BUDGETS, **options: Any
-) -> list[tuple[str, str, str]]:
+def checked(path: Path, view: ModelView, **options: Any) -> list[tuple[str, str, str]]:
     tables = open_tables([path])
-    report = check_tables(tables, view, budgets, mixture=mixture_of(tables), **options)
+    report = check_tables(tables, view, mixture=mixture_of(tables), **options)
     return [tuple(found) for found in report.files[0].findings]
 
 
@@ -205,13 +201,13 @@ def test_a_turned_picture_counts_as_displayed(
     assert shape == (640, 480, 3)
 
 
-def test_too_long_and_cut(write_rows: WriteRows, view: ModelView) -> None:
+def test_too_long_and_cut(write_rows: WriteRows) -> None:
     path = write_rows(
         {"messages": ["q", "word " * 50]},
         {"messages": ["word " * 90, "a"]},
         {"image": "a.png", "messages": ["q", "a"]},
     )
-    found = checked(path, view, Budgets(n_tokens=100, n_crops=1))
+    found = checked(path, view_of(n_tokens=100, n_crops=1))
     assert [(kind, where) for kind, where, _ in found] == [
         ("too long", "rows.jsonl:2"),
         ("cut", "rows.jsonl:1"),
@@ -219,7 +215,7 @@ def test_too_long_and_cut(write_rows: WriteRows, view: ModelView) -> None:
     assert "a pack holds 100: " in found[1][2]
     assert "answer tokens are lost" in found[1][2]
     several = write_rows({"images": ["a.png", "b.png"], **TALK}, name="several.jsonl")
-    [found_one] = checked(several, view, Budgets(n_tokens=1000, n_crops=1))
+    [found_one] = checked(several, view_of(n_tokens=1000, n_crops=1))
     assert found_one == (
         "too long",
         "several.jsonl:1",
@@ -251,7 +247,7 @@ def test_duplicates_are_found_across_files(write_rows: WriteRows, view: ModelVie
     first = write_rows(GOOD, {**GOOD, "metadata": {"n": 2}}, TALK)
     second = write_rows({**GOOD, "label": "dog"}, GOOD, name="more.jsonl")
     tables = open_tables([first, second])
-    report = check_tables(tables, view, BUDGETS, mixture=mixture_of(tables))
+    report = check_tables(tables, view, mixture=mixture_of(tables))
     assert [tuple(found) for file in report.files for found in file.findings] == [
         ("duplicate", "rows.jsonl:2", "says the same as rows.jsonl:1"),
         ("duplicate", "more.jsonl:2", "says the same as rows.jsonl:1"),
@@ -262,18 +258,17 @@ def test_duplicates_are_found_across_files(write_rows: WriteRows, view: ModelVie
 def test_findings_are_capped_and_counted(write_rows: WriteRows, view: ModelView) -> None:
     path = write_rows(*[{"lable": k} for k in range(30)])
     tables = open_tables([path])
-    report = check_tables(tables, view, BUDGETS, mixture=mixture_of(tables), n_shown=3)
+    report = check_tables(tables, view, mixture=mixture_of(tables), n_shown=3)
     assert report.files[0].counts == {"row": 30}
     assert len(report.files[0].findings) == 3
     assert "… and 27 more" in report.as_text()
 
 
-def test_sizes_and_packs(write_rows: WriteRows, view: ModelView) -> None:
+def test_sizes_and_packs(write_rows: WriteRows) -> None:
     path = write_rows(*[{"messages": ["q", "a" * (k + 1)]} for k in range(100)])
     tables = open_tables([path])
-    report = check_tables(
-        tables, view, Budgets(n_tokens=500, n_crops=4), mixture=mixture_of(tables)
-    )
+    view = view_of(n_tokens=500, n_crops=4)
+    report = check_tables(tables, view, mixture=mixture_of(tables))
     [file], [sizes] = report.files, report.files[0].styles
     rows = view.rows(open_table(path))
     lengths = [rows.make(k, np.random.default_rng(k)).size.n_tokens for k in range(100)]
@@ -292,7 +287,7 @@ def test_processes_find_the_same(
     tables = open_tables([write_rows(*rows)])
 
     def report(n_jobs: int) -> Report:
-        return check_tables(tables, view, BUDGETS, mixture=mixture_of(tables), n_jobs=n_jobs)
+        return check_tables(tables, view, mixture=mixture_of(tables), n_jobs=n_jobs)
 
     assert report(2) == report(1)
     assert report(1).files[0].counts == {"points": 3}
@@ -306,7 +301,7 @@ def test_whatever_fails_is_a_finding(
 
     monkeypatch.setattr("molmo_training.data.own.examine.opened_media", breaks)
     table = open_table(write_rows(GOOD))
-    facts = Examiner(table=table, view=view, budgets=BUDGETS)(0)
+    facts = Examiner(table=table, view=view)(0)
     assert [found[:] for found in facts.findings] == [
         ("row", "rows.jsonl:1", "MemoryError: too much")
     ]

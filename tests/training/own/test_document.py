@@ -12,7 +12,6 @@ from molmo_training.data.own.check import check_tables, mixture_of
 from molmo_training.data.own.examine import FindingKind
 from molmo_training.data.own.model_view import ModelView
 from molmo_training.data.own.table import open_table
-from molmo_training.data.packing import Budgets
 from tests.training.own.conftest import WriteRows
 
 DOCUMENT = (Path(__file__).parents[3] / "docs" / "own-data.md").read_text(encoding="utf-8")
@@ -40,8 +39,7 @@ STYLES = [
 
 def test_the_rows_of_the_document(write_rows: WriteRows, view: ModelView) -> None:
     table = open_table(write_rows(*ROWS))
-    budgets = Budgets(n_tokens=16_384, n_crops=128)
-    report = check_tables([table], view, budgets, mixture=mixture_of([table]))
+    report = check_tables([table], view, mixture=mixture_of([table]))
     assert report.files[0].findings == ()
     assert report.files[0].n_usable == len(ROWS)
     styles = {style.style: style.n_rows for style in report.files[0].styles}

@@ -100,7 +100,6 @@ def mixture_of(tables: Sequence[OwnTable], rates: Sequence[float] = ()) -> Group
 def check_tables(
     tables: Sequence[OwnTable],
     view: ModelView,
-    budgets: Budgets,
     *,
     mixture: Group,
     n_shown: int = 5,
@@ -112,14 +111,14 @@ def check_tables(
     seen: dict[bytes, str] = {}
     files = []
     for table in tables:
-        examiner = Examiner(table=table, view=view, budgets=budgets, opens_media=opens_media)
+        examiner = Examiner(table=table, view=view, opens_media=opens_media)
         tally = _Tally(table=table, n_shown=n_shown, seen=seen)
         for facts in _facts(examiner, n_jobs):
             tally.add(facts)
             if tally.n_rows % (16 * _ROWS_AT_ONCE) == 0:
                 on_progress(table.name, tally.n_rows, len(table))
         files.append(tally.report())
-    return Report(files=tuple(files), budgets=budgets, mixture=mixture)
+    return Report(files=tuple(files), budgets=view.budgets, mixture=mixture)
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json as json_format
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +17,17 @@ from cyclopts.validators import Number
 
 from molmo_core.errors import DataError
 from molmo_training.data.own.check import check_tables, mixture_of
-from molmo_training.data.own.model_view import open_model_view
+from molmo_training.data.own.model_view import ModelView, open_model_view
 from molmo_training.data.own.page.page import render_page
 from molmo_training.data.own.table import OwnTable, open_tables
 from molmo_training.data.own.view import Viewer
 from molmo_training.data.packing import Budgets
+from molmo_training.recipes.finetune import finetune
 
 app = App(name="molmo data", help="Check and show training data of your own.", version_flags=())
+
+_SETTINGS = finetune().data
+"""What is seen is what `molmo train finetune` makes of the rows."""
 
 Files = Annotated[
     list[Path], Parameter(help="JSONL or Parquet, or folders of Parquet or Hugging Face's datasets")
@@ -48,8 +53,8 @@ def check_command(
     /,
     *,
     checkpoint: Checkpoint = None,
-    tokens: Tokens = 16_384,
-    crops: Crops = 128,
+    tokens: Tokens = _SETTINGS.budgets.n_tokens,
+    crops: Crops = _SETTINGS.budgets.n_crops,
     rates: Rates = None,
     allow_absolute: AllowAbsolute = False,
     decode: Annotated[
@@ -65,8 +70,7 @@ def check_command(
     tables = open_tables(files, allow_absolute=allow_absolute)
     report = check_tables(
         tables,
-        open_model_view(checkpoint),
-        Budgets(n_tokens=tokens, n_crops=crops),
+        _view(checkpoint, tokens, crops),
         mixture=mixture_of(tables, checked_rates(rates, tables)),
         n_shown=show,
         n_jobs=jobs or len(os.sched_getaffinity(0)),
@@ -97,8 +101,8 @@ def view_command(
         bool, Parameter(negative=(), help="Whole packs, not single examples")
     ] = False,
     checkpoint: Checkpoint = None,
-    tokens: Tokens = 16_384,
-    crops: Crops = 128,
+    tokens: Tokens = _SETTINGS.budgets.n_tokens,
+    crops: Crops = _SETTINGS.budgets.n_crops,
     rates: Rates = None,
     seed: Annotated[int, Parameter(help="Of everything that is drawn")] = 0,
     allow_absolute: AllowAbsolute = False,
@@ -109,9 +113,8 @@ def view_command(
     tables = open_tables(files, allow_absolute=allow_absolute)
     viewer = Viewer(
         tables={table.name: table for table in tables},
-        view=open_model_view(checkpoint),
+        view=_view(checkpoint, tokens, crops),
         mixture=mixture_of(tables, checked_rates(rates, tables)),
-        budgets=Budgets(n_tokens=tokens, n_crops=crops),
         seed=seed,
     )
     if packed:
@@ -123,6 +126,11 @@ def view_command(
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
     _say(f"{out}")
+
+
+def _view(checkpoint: Path | None, n_tokens: int, n_crops: int) -> ModelView:
+    budgets = Budgets(n_tokens=n_tokens, n_crops=n_crops)
+    return open_model_view(replace(_SETTINGS, budgets=budgets), checkpoint)
 
 
 def checked_rates(rates: list[float] | None, tables: list[OwnTable]) -> list[float]:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from molmo_core.errors import InvalidExample, InvalidMedia, InvalidRequest
 from molmo_core.points import NO_TRACKS_TEXT
@@ -27,7 +26,7 @@ from molmo_training.data.own.model_view import ModelView
 from molmo_training.data.own.places import PointSpread, examine_places
 from molmo_training.data.own.schema import KNOWN_STYLES, questions_of
 from molmo_training.data.own.table import OwnTable
-from molmo_training.data.packing import Budgets
+from molmo_training.data.tree import UNLIMITED
 
 FindingKind = Literal[
     "row",
@@ -82,7 +81,6 @@ class Examiner:
 
     table: OwnTable
     view: ModelView
-    budgets: Budgets
     opens_media: bool = False
     """Whether every picture and video is opened whole."""
 
@@ -122,7 +120,8 @@ class Examiner:
         try:
             # The generator of each row is its own, so that a finding does not depend on others.
             example = self.view.rows(_One(row)).example(0, np.random.default_rng(index))
-            outline = self.view.tokenizing.outline(example)
+            whole = replace(self.view.tokenizing, limits=UNLIMITED)
+            outline = whole.outline(example)
         except InvalidRequest as error:
             return facts, [self._found(index, "row", error.message)]
         is_learnt = outline.tree.weights > 0
@@ -132,13 +131,13 @@ class Examiner:
             n_answer_tokens=int(is_learnt.sum()),
             n_crops=outline.n_crops,
         )
-        findings = [self._found(index, *found) for found in _over(facts, is_learnt, self.budgets)]
+        findings = [self._found(index, *found) for found in _over(facts, example, self.view)]
         if _has_unseen_tracks(row, example):
             text = "no annotated moment falls on a frame that is sampled: see sampling_fps"
             findings.append(self._found(index, "tracks unseen", text, "tracks"))
         if self.opens_media:
             try:
-                self.view.tokenizing.finish(example, outline)
+                whole.finish(example, outline)
             except InvalidMedia as error:
                 findings.append(self._found(index, "media corrupt", error.message))
         return facts, findings
@@ -200,26 +199,29 @@ def _style_of(row: Row) -> str:
     return " + ".join(sorted(styles))
 
 
-def _over(
-    facts: RowFacts, is_learnt: NDArray[np.bool_], budgets: Budgets
-) -> Iterator[tuple[FindingKind, str]]:
-    n_kept = int(is_learnt[: budgets.n_tokens].sum())
+def _over(facts: RowFacts, example: Example, view: ModelView) -> Iterator[tuple[FindingKind, str]]:
+    """What a run does with an example that no pack holds."""
+    budgets, n_tokens = view.budgets, facts.n_tokens
     if facts.n_crops > budgets.n_crops:
         yield (
             "too long",
             f"{facts.n_crops} crops or frames, a pack holds {budgets.n_crops}: it is left out",
         )
-    elif not n_kept:
-        yield (
-            "too long",
-            f"{facts.n_tokens} tokens, and no answer within the {budgets.n_tokens} of a pack: it "
-            "is left out",
-        )
-    elif facts.n_tokens > budgets.n_tokens:
+    elif n_tokens > budgets.n_tokens:
+        try:
+            n_kept = int((view.tokenizing.outline(example).tree.weights > 0).sum())
+        except InvalidExample:
+            yield (
+                "too long",
+                f"{n_tokens} tokens, and no answer within the {budgets.n_tokens} of a pack: it is "
+                "left out",
+            )
+            return
+        n_lost = facts.n_answer_tokens - n_kept
         yield (
             "cut",
-            f"{facts.n_tokens} tokens, a pack holds {budgets.n_tokens}: "
-            f"{facts.n_answer_tokens - n_kept} of {facts.n_answer_tokens} answer tokens are lost",
+            f"{n_tokens} tokens, a pack holds {budgets.n_tokens}: {n_lost} of "
+            f"{facts.n_answer_tokens} answer tokens are lost",
         )
 
 

@@ -1,4 +1,4 @@
-"""What a model sees of rows: its tokenizer and geometry, with the settings of the SFT stage.
+"""What a model sees of rows in a run: its tokenizer and geometry, with the run's settings.
 
 Knows: which checkpoint stands in where none is named. Does not know: files of data, findings,
 pages.
@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from molmo_training.checkpoints.opened import open_checkpoint
-from molmo_training.data.formatting import SFT, Formatter
+from molmo_training.data.formatting import Formatter
+from molmo_training.data.packing import Budgets
 from molmo_training.data.rows import FormattedRows, RowTable
-from molmo_training.data.sampling import SFT_MEDIA, MediaSettings
+from molmo_training.data.sampling import MediaSettings
 from molmo_training.data.tokenize import Tokenizing
-from molmo_training.data.tree import Weighting
+from molmo_training.data.tree import TreeLimits
+from molmo_training.train_config import DataConfig
 from molmo_training.vocabulary import Vocabulary
-
-SFT_WEIGHTING = Weighting(root_subsegments=True, root_length=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class ModelView:
     tokenizing: Tokenizing
     formatter: Formatter
     media: MediaSettings
+    budgets: Budgets
+    """Of a pack; an example with more tokens is cut."""
     visual_ids: frozenset[int]
     """Tokens that see each other in both directions; empty for a model that looks back only."""
 
@@ -41,31 +43,31 @@ class ModelView:
         )
 
 
-def open_model_view(checkpoint: Path | None = None) -> ModelView:
+def open_model_view(settings: DataConfig, checkpoint: Path | None = None) -> ModelView:
     """As the checkpoint sees; without one as the packaged molmo2-tiny. Raises CheckpointError."""
     opened = open_checkpoint(checkpoint or _packaged())
-    tokenizer = opened.tokenizer()
+    tokenizer, budgets = opened.tokenizer(), settings.budgets
     images, videos = opened.images, opened.videos
+    if settings.max_crops is not None:
+        images = replace(images, max_crops=settings.max_crops)
     tokenizing = Tokenizing(
         encode=Vocabulary(tokenizer.backend_tokenizer).encode,
         images=images,
         videos=videos,
-        weighting=SFT_WEIGHTING,
+        weighting=settings.weighting,
+        limits=TreeLimits(max_tokens=budgets.n_tokens),
+        subtitles_within_s=settings.subtitles_within_s,
     )
-    media = replace(
-        SFT_MEDIA,
-        max_multi_image_crops=min(SFT_MEDIA.max_multi_image_crops or 1, images.max_crops),
-        max_frames=min(SFT_MEDIA.max_frames or 1, videos.max_frames),
-    )
-    config = opened.config
-    is_bidirectional = config.bidirectional == "all"
+    max_frames = settings.media.max_frames or min(videos.max_frames, budgets.n_crops)
+    is_bidirectional = opened.config.bidirectional == "all"
     return ModelView(
         name=opened.folder.name,
         tokenizer=tokenizer,
         tokenizing=tokenizing,
-        formatter=Formatter(settings=SFT),
-        media=media,
-        visual_ids=frozenset(config.visual_token_ids if is_bidirectional else ()),
+        formatter=Formatter(settings=settings.format),
+        media=replace(settings.media, max_frames=max_frames),
+        budgets=budgets,
+        visual_ids=frozenset(opened.config.visual_token_ids if is_bidirectional else ()),
     )
 
 

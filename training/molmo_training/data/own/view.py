@@ -20,7 +20,7 @@ from molmo_training.data.own.page.page import Card, PackCard, Page, Showing, sou
 from molmo_training.data.own.page.tokens import Speller
 from molmo_training.data.own.schema import questions_of
 from molmo_training.data.own.table import OwnTable
-from molmo_training.data.packing import Budgets, Size
+from molmo_training.data.packing import Size
 from molmo_training.data.rows import FormattedRows, PendingRow
 
 
@@ -31,7 +31,6 @@ class Viewer:
     tables: Mapping[str, OwnTable]
     view: ModelView
     mixture: Group
-    budgets: Budgets
     seed: int = 0
 
     def examples(self, n: int, *, start: int = 0, in_order: bool = False) -> Page:
@@ -67,7 +66,7 @@ class Viewer:
         }
         config = StreamConfig(
             mixture=self.mixture,
-            budgets=self.budgets,
+            budgets=self.view.budgets,
             n_lanes=1,
             seed=self.seed,
             n_bad_allowed=sum(self._sizes().values()),
@@ -128,8 +127,8 @@ class Viewer:
             title=f"{title} of {', '.join(self.tables)}",
             model=self.view.name,
             shares=shares,
-            n_tokens=self.budgets.n_tokens,
-            n_crops=self.budgets.n_crops,
+            n_tokens=self.view.budgets.n_tokens,
+            n_crops=self.view.budgets.n_crops,
             cards=cards,
             packs=packs,
         )
