@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from molmo_core.errors import TrainingError
@@ -29,6 +26,7 @@ from molmo_training.loss import LossConfig
 from molmo_training.optim import GroupConfig, OptimConfig
 from molmo_training.recipes.tiny import build_model
 from molmo_training.trainer import HeldOut, Trainer, TrainerConfig
+from tests.support.ranks import run_ranks
 
 UNCLIPPED = GroupConfig(lr=1e-3, warmup_steps=0, max_grad_norm=1e9)
 EXACT = TrainerConfig(
@@ -88,33 +86,27 @@ def test_micro_batches_are_one_big_batch(tokenizing: Tokenizing) -> None:
     assert (parts.at.examples, parts.at.tokens) == (4, sum(len(r.input_ids) for r in rows))
 
 
-def _one_of_two(rank: int, folder: str, tokenizing_rows: Sequence[Tokenized]) -> None:
-    """What a rank does: uneven shares of the rows, and a parameter that only one of them uses."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    batches = [collate(tokenizing_rows[:3]), collate(tokenizing_rows[3:])]
+def _one_of_two(rows: Sequence[Tokenized]) -> list[Any]:
+    """What a rank does: uneven shares of the rows, and parameters that only some of them use."""
+    rank = dist.get_rank()
     trainer = trainer_of()
-    figures = trainer.advance([batches[rank]])
-    lone = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))]
+    figures = trainer.advance([[collate(rows[:3]), collate(rows[3:])][rank]])
+    lone = [nn.Parameter(torch.ones(2)) for _ in range(3)]
     lone[rank].sum().backward()
     ranks.sum_gradients(lone)
-    result = (figures, gradients(trainer), [p.grad for p in lone], trainer.at)
-    torch.save(result, os.path.join(folder, f"{rank}.pt"))
-    dist.destroy_process_group()
+    return ranks.gathered((figures, gradients(trainer), [p.grad for p in lone], asdict(trainer.at)))
 
 
-def test_two_ranks_are_one_with_the_batches_of_both(tmp_path: Path, tokenizing: Tokenizing) -> None:
+def test_two_ranks_are_one_with_the_batches_of_both(tokenizing: Tokenizing) -> None:
     rows = rows_of(tokenizing)
-    mp.spawn(_one_of_two, args=(str(tmp_path), rows), nprocs=2)
     alone = trainer_of()
     wanted = alone.advance([collate(rows)])
-    for rank in range(2):
-        figures, found, lone, at = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+    for figures, found, lone, at in run_ranks(2, _one_of_two, rows):
         assert figures["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
         assert figures["grad_norm/total"] == pytest.approx(wanted["grad_norm/total"], rel=1e-5)
         assert_same(gradients(alone), found)
         assert [None if g is None else g.tolist() for g in lone] == [[1, 1], [1, 1], None]
-        assert (at.examples, at.tokens) == (alone.at.examples, alone.at.tokens)
+        assert at == asdict(alone.at)
 
 
 @pytest.mark.parametrize("drops", [False, True])

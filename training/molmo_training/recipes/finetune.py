@@ -36,7 +36,6 @@ def finetune() -> TrainConfig:
             budgets=Budgets(n_tokens=4096, n_crops=32),
             packs_per_step=8,
             weighting=ROOTS,
-            buffer_size=16,
         ),
         optim=OptimConfig(
             llm=GroupConfig(lr=1e-5, warmup_steps=20),
