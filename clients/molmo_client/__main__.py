@@ -79,6 +79,12 @@ LAZY_COMMANDS = (
         extra="training",
         help="Convert, inspect and publish checkpoints: import, export, show, verify, publish.",
     ),
+    LazyCommand(
+        name="data",
+        target="molmo_training.data.own.commands:app",
+        extra="training",
+        help="Check training data of your own, and show it as the model sees it.",
+    ),
 )
 _AS_CALLED: dict[str, Any] = {
     "exit_on_error": False,

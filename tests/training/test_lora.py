@@ -24,6 +24,7 @@ from molmo_training.checkpoints.convert import to_hugging_face
 from molmo_training.checkpoints.opened import RUN_SETTINGS, Kind, load_model, open_checkpoint
 from molmo_training.checkpoints.verify import compare, inputs_of
 from molmo_training.lora import CONNECTOR, DECODER, TOWER, LoraConfig, LoraLinear, add_adapters
+from molmo_training.runs.run_state import RunState
 from tests.support.checkpoint import write_checkpoint
 from tests.support.sharded_adapters import run_rank, trained_alone
 
@@ -131,7 +132,7 @@ def test_the_files_are_in_the_layout_of_peft(saved):
 
 
 def test_the_state_of_a_run_with_adapters_opens_merged(saved, tmp_path):
-    """A run whose state holds both, as a trainer saves it."""
+    """A run whose state holds both and whose settings say so."""
     start = open_checkpoint(saved / "start")
     model = load_model(start)
     config = LoraConfig(rank=2)
@@ -143,7 +144,9 @@ def test_the_state_of_a_run_with_adapters_opens_merged(saved, tmp_path):
         if file.suffix in (".json", ".jinja"):
             (run / RUN_SETTINGS / file.name).write_bytes(file.read_bytes())
     write_adapter_config(run / RUN_SETTINGS, config)
-    torch.save({"model": model.state_dict(), "step": 3}, run / "state.pt")
+    state = RunState(run, is_async=False)
+    state.save(3, model=model, data={}, progress={}, config={})
+    state.wait()
     from_run, from_files = open_checkpoint(run), open_checkpoint(saved / "adapters")
     assert from_run.step == 3
     assert from_run.weights.shapes() == start.weights.shapes()

@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 from molmo_core.errors import CheckpointError
 from molmo_hf.weight_files import Place, Weights
 from molmo_training.checkpoints.safetensors_weights import StoredWeights, stored_tensors
+from molmo_training.checkpoints.weight_views import Overlaid
 from molmo_training.lora import LORA_A, LORA_B, LoraConfig
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -186,27 +187,6 @@ class Merged:
     def _has_adapter(self, name: str) -> bool:
         layer, _, part = name.rpartition(".")
         return part == "weight" and f"{layer}.{LORA_A}" in self.weights.shapes()
-
-
-@dataclass(frozen=True)
-class Overlaid:
-    """The weights of both; where a name is in both, those of `over`."""
-
-    under: Weights
-    over: Weights
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {**self.under.shapes(), **self.over.shapes()}
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._holder(name).read(name)
-        return tensor
-
-    def place(self, name: str) -> Place | None:
-        return self._holder(name).place(name)
-
-    def _holder(self, name: str) -> Weights:
-        return self.over if name in self.over.shapes() else self.under
 
 
 def merged_state(state: Weights, config: LoraConfig) -> Weights:

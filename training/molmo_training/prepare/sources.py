@@ -97,15 +97,22 @@ def find_folder(where: str) -> Path:
             f"({', '.join(PRETRAINED)}){hint}"
         )
     try:
-        folder = Path(snapshot_download(where, allow_patterns=[*_SETTINGS, "*.safetensors"]))
+        folder = _fetch(where, "*.safetensors")
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(where, allow_patterns=[*_SETTINGS, PICKLED]))
+            folder = _fetch(where, PICKLED)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"{where!r} cannot be fetched ({str(error).splitlines()[0]}); give its folder with "
             "--from, or set HF_TOKEN where the hub asks for leave"
         ) from error
     return folder
+
+
+def _fetch(where: str, weights: str) -> Path:
+    """Settings and weights of the top folder."""
+    return Path(
+        snapshot_download(where, allow_patterns=[*_SETTINGS, weights], ignore_patterns=["*/*"])
+    )
 
 
 def open_source(where: str) -> Source:
