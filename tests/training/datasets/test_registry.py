@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,17 @@ def test_opening_reads_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert {Path(path).name for path in opened if str(tmp_path) in path} == {
         "train_v1.0_withQT.json"
     }
+
+
+def test_another_process_reads_only_tables_whose_rows_it_needs(tmp_path: Path) -> None:
+    LAYOUT["doc_qa"](tmp_path)
+    table = open_dataset("doc_qa", tmp_path)
+    assert len(table) == 1
+    there = pickle.loads(pickle.dumps(table))
+    (tmp_path / "torch_datasets" / "docqa" / "train_v1.0_withQT.json").unlink()
+    assert len(there) == 1
+    with pytest.raises(DataError, match="cannot be read"):
+        there.row(0)
 
 
 def test_importing_the_registry_is_light() -> None:
