@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from molmo_core.errors import TrainingError
-from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training.optim import group_of
 
 EMBEDDING, HEAD, FINAL_NORM = (
@@ -56,7 +55,10 @@ class TrainedParts:
     the embedding alone."""
 
     def frozen(self, *, has_tied_head: bool = False) -> tuple[str, ...]:
-        """Patterns for `freeze`. A tied head stays with the embedding."""
+        """Patterns for `freeze`. A head that was the embedding stays with it.
+
+        `OpenedCheckpoint.has_tied_head` tells, of what the training begins with.
+        """
         patterns: tuple[str, ...] = () if self.ft_llm else LLM
         patterns += () if self.ft_vit else VIT
         patterns += () if self.ft_connector else CONNECTOR
@@ -75,16 +77,6 @@ class GroupCount:
     group: str
     n_trained: int
     n_frozen: int
-
-
-def has_tied_head(model: Molmo2ForConditionalGeneration) -> bool:
-    """Whether the language head is the embedding, or equal to it.
-
-    Exports write a tied head out, so that only its numbers tell. Ask before anything is trained
-    or sharded.
-    """
-    head, embedding = model.lm_head.weight, model.model.transformer.wte.embedding
-    return head is embedding or torch.equal(head, embedding)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[GroupCount]:

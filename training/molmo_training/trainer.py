@@ -9,6 +9,7 @@ stored and figures shown.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from molmo_core.errors import TrainingError
-from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration, attention_mask
+from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training import ranks
 from molmo_training.compute import (
     ComputeConfig,
@@ -31,17 +32,17 @@ from molmo_training.compute import (
     steady_collections,
 )
 from molmo_training.data.example import Batch
-from molmo_training.dropout import Positions
+from molmo_training.forward import Decoded
 from molmo_training.loss import LossConfig, token_loss
 from molmo_training.optim import OptimConfig, Optimizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     n_steps: int
     """Optimizer steps; the learning rate falls to its end in them."""
-    micro_batches: int = 1
-    """Batches of each rank that make one optimizer step."""
     seed: int = 6198
     """Of dropout and of new weights; the order of data has a seed of its own."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -53,19 +54,6 @@ class TrainerConfig:
     max_seconds: float | None = None
     """Wall-clock limit of the whole run; the learning rate follows whichever of steps and time is
     further on, so that a run cut by time ends with a small rate."""
-
-
-class Decoded(NamedTuple):
-    """What the model makes of a batch; with context parallelism of this rank's positions."""
-
-    hidden: Tensor  # (N, D)
-    targets: Tensor  # (N,)
-    weights: Tensor  # (N,)
-    patches: Tensor  # (C, P, tower width): what the tower made of the crops
-    features: Tensor  # (M, D): what entered the decoder
-
-
-Forward = Callable[[Batch], Decoded]
 
 
 class Lesson(NamedTuple):
@@ -149,7 +137,8 @@ class Trainer:
 
     `forward` runs the model on a batch; `states` keeps the run; `show` gets a line of figures now
     and then; `data_state` says where the batches stand; `stop_asked` whether to end after this
-    step; `n_copies` is the number of ranks that see the same batch (context parallelism).
+    step. `n_micro_batches` of each rank make a step; `n_copies` ranks see the same batch (context
+    parallelism).
     """
 
     def __init__(
@@ -157,20 +146,22 @@ class Trainer:
         model: Molmo2ForConditionalGeneration,
         config: TrainerConfig,
         *,
+        forward: Callable[[Batch], Decoded],
         states: States,
         show: Show,
-        forward: Forward | None = None,
         lessons: nn.Module | None = None,
         held_out: Sequence[HeldOut] = (),
         data_state: Callable[[], Mapping[str, Any]] = dict,
         stop_asked: Callable[[], bool] = bool,
+        n_micro_batches: int = 1,
         n_copies: int = 1,
         description: Mapping[str, Any] | None = None,
     ) -> None:
         self.model, self.config, self.lessons = model, config, lessons
         self.states, self.show, self.held_out = states, show, held_out
-        self.forward = forward or DenseForward(model)
-        self.data_state, self.stop_asked, self.n_copies = data_state, stop_asked, n_copies
+        self.forward = forward
+        self.data_state, self.stop_asked = data_state, stop_asked
+        self.n_micro_batches, self.n_copies = n_micro_batches, n_copies
         self.description = description or {}
         """What is saved beside the state: the settings that made it."""
         prepare_blocks(model, config.compute)
@@ -200,8 +191,8 @@ class Trainer:
         with steady_collections(self.config.compute):
             while self.progress < 1:
                 began = time.monotonic()
-                step_batches = list(islice(source, self.config.micro_batches))
-                if len(step_batches) < self.config.micro_batches:
+                step_batches = list(islice(source, self.n_micro_batches))
+                if len(step_batches) < self.n_micro_batches:
                     break
                 waited = time.monotonic() - began
                 figures = self.advance(step_batches)
@@ -210,16 +201,31 @@ class Trainer:
                 self.at.seconds += seconds
                 window.wait(waited)
                 if self.at.step % self.config.log_every == 0:
-                    self._show(figures | window.close(self.at))
+                    self.show(self._line(figures | window.close(self.at)))
                 if self.at.step % self.config.validate_every == 0:
                     self.validate()
                 if self.at.step % self.config.save_every == 0 and self.progress < 1:
-                    self.save()
+                    self._save_on_the_way()
                 collect_at(self.at.step, self.config.compute)
                 if stops:
                     break
+        self._finish_saving()
         self.save()
         self.states.wait()
+
+    def _save_on_the_way(self) -> None:
+        """A disk that is full now may have room at the next save."""
+        try:
+            self.save()
+        except TrainingError as error:
+            logger.error("%s", error.message)
+
+    def _finish_saving(self) -> None:
+        """Let a save that fails not keep the last one from being tried."""
+        try:
+            self.states.wait()
+        except TrainingError as error:
+            logger.error("%s", error.message)
 
     def advance(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One optimizer step on this rank's micro-batches; returns the figures of all ranks."""
@@ -260,7 +266,7 @@ class Trainer:
             figures |= {f"{held_out.name}/{name}": value for name, value in found.items()}
         self.model.train()
         if figures:
-            self._show(figures)
+            self.show({"step": self.at.step, **figures})
         return figures
 
     def save(self) -> None:
@@ -358,10 +364,10 @@ class Trainer:
         }
         return Batch(**moved, n_examples=batch.n_examples)
 
-    def _show(self, figures: Mapping[str, float]) -> None:
+    def _line(self, figures: Mapping[str, float]) -> dict[str, float]:
         place = {"step": self.at.step, "examples": self.at.examples}
-        seconds = {"seconds": round(self.at.seconds, 1)}
-        self.show(place | seconds | {name: round(v, 9) for name, v in figures.items()})
+        rounded = {name: round(value, 9) for name, value in figures.items()}
+        return {**place, "seconds": round(self.at.seconds, 1), **rounded}
 
 
 class _Window:
@@ -396,33 +402,3 @@ def _means(sums: _Sums, has_z: bool) -> dict[str, float]:
         "crops": sums.crops,
     }
     return figures | ({"z_loss": sums.z / sums.weight} if has_z else {})
-
-
-class DenseForward:
-    """Runs the model with a dense mask, on whole rows."""
-
-    def __init__(
-        self, model: Molmo2ForConditionalGeneration, positions: Positions | None = None
-    ) -> None:
-        self.model, self.positions = model, positions
-
-    def __call__(self, batch: Batch) -> Decoded:
-        model, config = self.model.model, self.model.config
-        patches = model.vision_backbone.encode(batch.crops)
-        features = model.vision_backbone.pool(patches, batch.pooling)
-        visual = None
-        if config.bidirectional == "all":
-            ids = torch.tensor(config.visual_token_ids, device=batch.input_ids.device)
-            visual = torch.isin(batch.input_ids, ids)
-        mask = attention_mask(batch.valid, visual, batch.subsegments)
-        if self.positions is not None:
-            self.positions.learnt = batch.weights > 0
-        x = model.embed(batch.input_ids, features)
-        hidden = model.transformer(x, batch.position_ids, mask)
-        return Decoded(
-            hidden=hidden.flatten(0, 1),
-            targets=batch.targets.flatten(),
-            weights=batch.weights.flatten(),
-            patches=patches,
-            features=features,
-        )

@@ -65,7 +65,7 @@ def test_a_row_is_as_large_as_told_and_always_the_same(
     [
         ("drawn_points", [r"^<points coords=\"1 1 \d{3} \d{3}", "^Counting the "]),
         ("drawn_count", [r"^\d$", r"^There are \d <points"]),
-        ("drawn_multi_points", [r"coords=\"1 1 .*;2 \d", "image_2"]),
+        ("drawn_multi_points", [r"coords=\"1 1 .*;2 \d", "image_2", "in all images.$"]),
         ("drawn_captions", [r"^An? \w+ \w+ (at|in|on) the", "^Describe this image br", "I see"]),
         ("drawn_questions", ["^vqa2: ", r"\bA\b", "^What colour"]),
         ("drawn_image_questions", ["in image 2", "image 1"]),

@@ -125,3 +125,12 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no dataset"):
         open_table(tmp_path / "empty")
+
+
+def test_text_that_is_none_is_told(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]
+    )
+    save_to_disk(pa.table({"label": broken}), tmp_path / "one", n_files=1)
+    with pytest.raises(InvalidExample, match=r"^one:row 0: it cannot be read"):
+        open_table(tmp_path / "one").row(0)

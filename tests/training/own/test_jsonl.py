@@ -42,6 +42,11 @@ def test_lines_are_found_and_told(tmp_path: Path, content: bytes, lines: list[in
     assert [records.where(k) for k in range(2)] == [f"a.jsonl:{line}" for line in lines]
 
 
+def test_an_escaped_pair_is_one_character(tmp_path: Path) -> None:
+    records = JsonlRecords(written(tmp_path / "a.jsonl", rb'{"a": "\ud83d\ude00"}'))
+    assert records.record(0) == {"a": "\N{GRINNING FACE}"}
+
+
 def test_lines_across_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "_CHUNK_BYTES", 7)
     content = "\n".join(json.dumps({"n": n, "text": "x" * n}) for n in range(60))
@@ -61,6 +66,7 @@ def test_a_column_is_told(tmp_path: Path) -> None:
     [
         (b'{"a": }', "a.jsonl:1:7: the line is no JSON"),
         (b'{"a": "\xff"}', "a.jsonl:1:8: the line is not UTF-8 (byte 0xff)"),
+        (rb'{"a": "\ud83d"}', "a.jsonl:1: an escape \\ud8… of a text is half a character"),
         (b'{"a": ' * 60_000, "a.jsonl:1: the line cannot be read"),
         (b'{"a": ' + b"9" * 5000 + b"}", "a.jsonl:1: the line cannot be read"),
     ],

@@ -13,12 +13,11 @@ from molmo_core.tokens import ADDITIONAL_VOCAB_SIZE, SPECIAL_TOKENS
 from molmo_hf.export import EMBEDDING, HEAD, load_processor
 from molmo_training.checkpoints.opened import load_model, open_checkpoint
 from molmo_training.checkpoints.verify import inputs_of
-from molmo_training.freezing import has_tied_head
 from molmo_training.prepare.commands import prepare_command
 from molmo_training.prepare.initial import INIT_STD, build_initial
 from molmo_training.prepare.llms import NEW_EMBEDDING
 from molmo_training.prepare.parts import open_part, write_part
-from tests.training.prepare.conftest import N_ROWS, plain_tokenizer
+from tests.support.pretrained import N_ROWS, plain_tokenizer
 
 LAYERS = (-1, -3)
 POOLING, PROJECTOR = (
@@ -49,7 +48,8 @@ def test_the_folder_is_a_checkpoint_of_both_parts(save, tmp_path, llm, vit):
     assert opened.images.crop_px == tower.config.image_default_input_size[0]
     assert opened.config.text_config.additional_vocab_size == ADDITIONAL_VOCAB_SIZE
     model = load_model(opened)
-    assert has_tied_head(model) == (llm == "qwen3")
+    assert opened.has_tied_head() == (llm == "qwen3")
+    assert not opened.is_tied
     for values in inputs_of(opened.processor()).values():
         with torch.inference_mode():
             logits = model(**values).logits

@@ -103,6 +103,8 @@ def test_fused_projections_are_in_molmo2s_order(save):
         ({"intermediate_size": 90}, r"shape of .*ff_proj\.weight: \(192, 64\), expected"),
         ({"model_type": "llama"}, "model_type 'llama'; .*'qwen3', 'olmo3'"),
         ({"model_type": "none_such"}, "configuration .* cannot be read"),
+        ({"hidden_size": "64"}, "configuration .* cannot be read"),
+        ({"num_key_value_heads": 3}, r"shape of .*att_proj\.weight: \(256, 64\), expected"),
     ],
 )
 def test_what_does_not_fit_is_refused(save, change, message):

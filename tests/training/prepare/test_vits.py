@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from molmo_core.errors import CheckpointError
 from molmo_core.pixels import normalised, to_patches
 from molmo_hf.modeling_molmo2_vision import Molmo2VisionTransformer
+from molmo_training.prepare import sources
 from molmo_training.prepare.parts import VitPart, open_part, write_part
 from molmo_training.prepare.sources import PICKLED
 from molmo_training.prepare.vits import FAMILIES, PREFIX, resized_positions
@@ -145,6 +146,7 @@ def test_a_prepared_tower_is_the_same_tower(save, tmp_path):
     [
         ("dinov2", {"use_swiglu_ffn": True}, "gated MLP"),
         ("clip", {"num_hidden_layers": 6}, "lack encoder.layers.4"),
+        ("clip", {"patch_size": 0}, "makes no model"),
         ("siglip", {"model_type": "siglip2_vision_model"}, "model_type 'siglip2_vision_model'"),
         ("siglip", {"intermediate_size": 64}, r"feed_forward\.w1\.weight: \(80, 48\), expected"),
     ],
@@ -170,3 +172,22 @@ def test_other_mistakes_are_named(save):
         open_part(str(folder))
     with pytest.raises(CheckpointError, match="did you mean 'siglip2'"):
         open_part("sigllip2")
+
+
+def test_a_hub_without_safetensors_is_asked_for_the_one_other_file(save, monkeypatch):
+    folder, model = save("clip")
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    (folder / "model.safetensors").unlink()
+    asked = []
+
+    def fetch(where: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append((where, allow_patterns[-1], ignore_patterns))
+        if PICKLED in allow_patterns:
+            torch.save(weights, folder / PICKLED)
+        return str(folder)
+
+    monkeypatch.setattr(sources, "snapshot_download", fetch)
+    part = open_part("metaclip_b16_224")
+    hub = "facebook/metaclip-b16-fullcc2.5b"
+    assert asked == [(hub, "*.safetensors", ["*/*"]), (hub, PICKLED, ["*/*"])]
+    assert part.config.image_num_pos == 16

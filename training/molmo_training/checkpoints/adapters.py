@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 from molmo_core.errors import CheckpointError
 from molmo_hf.weight_files import Place, Weights
 from molmo_training.checkpoints.safetensors_weights import StoredWeights, stored_tensors
+from molmo_training.checkpoints.weight_views import Overlaid
 from molmo_training.lora import LORA_A, LORA_B, LoraConfig
 
 ADAPTER_CONFIG, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -57,7 +58,7 @@ def save_adapters(
 
     Raises CheckpointError when there is no adapter among it, or `folder` is not empty.
     """
-    adapters = {name: tensor for name, tensor in state.items() if _is_adapter(name)}
+    adapters = {name: tensor for name, tensor in state.items() if is_adapter(name)}
     if not adapters:
         raise CheckpointError("the state has no adapters; add them with add_adapters and train")
     folder.mkdir(parents=True, exist_ok=True)
@@ -170,7 +171,7 @@ class Merged:
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         shapes = self.weights.shapes()
-        return {name: shape for name, shape in shapes.items() if not _is_adapter(name)}
+        return {name: shape for name, shape in shapes.items() if not is_adapter(name)}
 
     def read(self, name: str) -> Tensor:
         weight: Tensor = self.weights.read(name)
@@ -186,27 +187,6 @@ class Merged:
     def _has_adapter(self, name: str) -> bool:
         layer, _, part = name.rpartition(".")
         return part == "weight" and f"{layer}.{LORA_A}" in self.weights.shapes()
-
-
-@dataclass(frozen=True)
-class Overlaid:
-    """The weights of both; where a name is in both, those of `over`."""
-
-    under: Weights
-    over: Weights
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {**self.under.shapes(), **self.over.shapes()}
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self._holder(name).read(name)
-        return tensor
-
-    def place(self, name: str) -> Place | None:
-        return self._holder(name).place(name)
-
-    def _holder(self, name: str) -> Weights:
-        return self.over if name in self.over.shapes() else self.under
 
 
 def merged_state(state: Weights, config: LoraConfig) -> Weights:
@@ -234,7 +214,7 @@ def _fits(
     name: str, found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
 ) -> bool:
     """Whether a tensor of an adapter folder has its place, and B · A the shape of its layer."""
-    if not _is_adapter(name):
+    if not is_adapter(name):
         return shapes.get(name) == found[name]
     layer = name.rpartition(".")[0]
     a, b = (found.get(f"{layer}.{part}", ()) for part in (LORA_A, LORA_B))
@@ -243,7 +223,7 @@ def _fits(
     return shapes.get(f"{layer}.weight") == (b[0], a[1])
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
     return name.rpartition(".")[2] in _PEFT_PARTS
 
 

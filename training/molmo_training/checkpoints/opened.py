@@ -18,18 +18,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from molmo_core.errors import CheckpointError
 from molmo_core.images import ImageGeometry
 from molmo_core.videos import VideoGeometry
 from molmo_hf.configuration_molmo2 import Molmo2Config
-from molmo_hf.export import HEAD, WithHead, load_processor, save_settings
+from molmo_hf.export import EMBEDDING, HEAD, WithHead, load_processor, save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_hf.tokenizer import build_tokenizer
-from molmo_hf.weight_files import Place, Weights
+from molmo_hf.weight_files import Weights
 from molmo_training.checkpoints.adapters import (
     ADAPTER_CONFIG,
     merged_state,
@@ -37,7 +36,7 @@ from molmo_training.checkpoints.adapters import (
     read_adapter_config,
     start_of,
 )
-from molmo_training.checkpoints.names import NATIVE_HEAD, Renamed, to_hf
+from molmo_training.checkpoints.names import NATIVE_HEAD, to_hf
 from molmo_training.checkpoints.native_config import CONFIG_FILE, read_native_config
 from molmo_training.checkpoints.native_weights import (
     CONTENTS_FILE,
@@ -55,10 +54,10 @@ from molmo_training.checkpoints.run_weights import (
     settings_of,
 )
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
+from molmo_training.checkpoints.weight_views import OnlyRead, Renamed, shape_differences
 
 SHARDED, UNSHARDED = "model_and_optim", "model.pt"
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
-_UNREAD_LAYER = re.compile(r"model\.vision_backbone\.image_vit\.transformer\.resblocks\.(\d+)\..+")
 
 
 class Kind(StrEnum):
@@ -131,6 +130,10 @@ class OpenedCheckpoint:
             )
             return load_processor(folder)
 
+    def has_tied_head(self) -> bool:
+        """Whether the language head is the embedding, be it that an export wrote it out."""
+        return self.is_tied or torch.equal(self.weights.read(HEAD), self.weights.read(EMBEDDING))
+
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors that the configuration asks for."""
         with torch.device("meta"):
@@ -199,48 +202,8 @@ def load_model(opened: OpenedCheckpoint) -> Molmo2ForConditionalGeneration:
     return model.eval()
 
 
-def shape_differences(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    """What is missing, not expected or of another shape, a line each."""
-    lines = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in found]
-    lines += [f"not expected: {name}" for name in found if name not in expected]
-    lines += [
-        f"shape of {name}: {found[name]}, expected {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    return lines
-
-
 def n_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
-
-
-@dataclass(frozen=True)
-class OnlyRead:
-    """Without the layers of the vision tower behind the last one that is read."""
-
-    weights: Weights
-    config: Molmo2Config
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        n_layers = self.config.vit_config.num_hidden_layers
-        last = max(k % n_layers for k in self.config.adapter_config.vit_layers)
-        shapes = self.weights.shapes()
-        return {name: shape for name, shape in shapes.items() if _layer_of(name) <= last}
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self.weights.read(name)
-        return tensor
-
-    def place(self, name: str) -> Place | None:
-        return self.weights.place(name)
-
-
-def _layer_of(name: str) -> int:
-    match = _UNREAD_LAYER.fullmatch(name)
-    return int(match[1]) if match else 0
 
 
 def _chosen_folder(path: Path) -> Path:

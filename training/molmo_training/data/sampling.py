@@ -58,8 +58,6 @@ class MediaSettings:
 PRETRAIN_MEDIA = MediaSettings(max_multi_image_crops=4, max_frames=16)
 SFT_MEDIA = MediaSettings(max_images=5, max_multi_image_crops=8, max_frames=128)
 LONG_CONTEXT_MEDIA = MediaSettings(max_images=5, max_multi_image_crops=8, max_frames=384)
-P_HIGH_RES_POINTING = 0.30
-"""`p_high_res` of the SFT stage's pointing in images."""
 
 
 def clip_of(duration_s: float, start_s: float | None, end_s: float | None) -> tuple[float, float]:

@@ -6,11 +6,19 @@ drawn, …        the sets themselves, by what they ask; importing one registers
 commands        `molmo data list`
 """
 
-from molmo_training.datasets import drawn, drawn_videos
+from molmo_training.datasets import (
+    academic_images,
+    drawn,
+    drawn_videos,
+    pixmo,
+    texts,
+    tracking,
+    video_points,
+    videos,
+)
 from molmo_training.datasets.registry import (
     Dataset,
     all_datasets,
-    available,
     data_folder,
     dataset,
     find_dataset,
@@ -20,13 +28,18 @@ from molmo_training.datasets.registry import (
 
 __all__ = [
     "Dataset",
+    "academic_images",
     "all_datasets",
-    "available",
     "data_folder",
     "dataset",
     "drawn",
     "drawn_videos",
     "find_dataset",
     "open_dataset",
+    "pixmo",
     "status_of",
+    "texts",
+    "tracking",
+    "video_points",
+    "videos",
 ]

@@ -1,23 +1,21 @@
 """Drawn scenes as rows of datasets: pictures, several pictures, and texts about them.
 
-Row number n is the same for ever, and drawn when it is asked; splits share nothing. The wordings of
-the server's verbs are asked beside the templates. Rows bring `objects` and say what they are
-`about`, for training from nothing.
+The wordings of the server's verbs are asked beside the templates. Rows bring `objects` and say what
+they are `about`, for training from nothing.
 Knows: which questions have which answers. Does not know: prompts' templates, tokens, videos.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from molmo_core.points import PointGroup, render_answer, render_points
 from molmo_core.prompts import Verb, verb_prompt
 from molmo_core.scene_questions import attribute_questions
 from molmo_core.scenes import (
@@ -33,32 +31,11 @@ from molmo_core.scenes import (
     sample_scene,
 )
 from molmo_training.data.formatting.row import Row
-from molmo_training.data.rows import RowTable
 from molmo_training.data.scenes import marks_of, spoken
-from molmo_training.datasets.registry import dataset
+from molmo_training.datasets.drawn_tables import register_drawn
 
-N_ROWS = {"train": 200_000, "validation": 2_000}
-"""Of an epoch; any number has a row."""
 VERB_RATE = 0.6
 CORNERS = {"circle": 0, "triangle": 3, "square": 4, "star": 10}
-
-Draw = Callable[[np.random.Generator], Row]
-
-
-@dataclass(frozen=True)
-class DrawnTable:
-    """Rows that a function draws, each from its own generator."""
-
-    name: str
-    split: str
-    draw: Draw
-
-    def __len__(self) -> int:
-        return N_ROWS[self.split]
-
-    def row(self, index: int) -> Row:
-        own = [zlib.crc32(self.name.encode()), zlib.crc32(self.split.encode()), index]
-        return self.draw(np.random.default_rng(own))
 
 
 @dataclass(frozen=True)
@@ -73,20 +50,6 @@ class DrawnPicture:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
         return draw_scene(self.scene)
-
-
-def register_drawn(name: str, draw: Draw, *groups: str) -> None:
-    """Make a dataset of a function that draws a row."""
-
-    @dataset(
-        name=name,
-        groups=("drawn", *groups),
-        source="drawn by this project",
-        splits=tuple(N_ROWS),
-        licence="Apache-2.0",
-    )
-    def _(root: Path, split: str) -> RowTable:
-        return DrawnTable(name, split, draw)
 
 
 def pictured(scenes: Sequence[Scene], parts: Sequence[Row], **fields: Any) -> Row:
@@ -158,10 +121,30 @@ def draw_multi_points(rng: np.random.Generator) -> Row:
     objects = [item for scene in scenes for item in scene.objects]
     parts: list[Row] = []
     for query in sample_queries(rng, objects, 3):
+        if rng.random() < VERB_RATE:
+            parts.append(_asked_of_all(query, scenes, "point" if rng.random() < 0.7 else "count"))
+            continue
         by_label = {spoken(query.label): [_points(query, scene) for scene in scenes]}
         style = _MULTI_STYLES[int(rng.choice(4, p=(0.55, 0.25, 0.1, 0.1)))]
         parts.append({"style": style, "points_by_label": by_label, "clip_points": True})
     return pictured(scenes, parts)
+
+
+def _asked_of_all(query: Query, scenes: Sequence[Scene], verb: Verb) -> Row:
+    """In the server's words, which are about all pictures."""
+    groups = [
+        PointGroup(
+            points=[(x, y) for x, y in _points(query, scene)],
+            media_index=index,
+            scale_xy=(scene.width_px, scene.height_px),
+        )
+        for index, scene in enumerate(scenes)
+    ]
+    tag = render_points(groups, spoken(query.label), clip=True)
+    mode = "pointing" if verb == "point" else "point_count"
+    answer = render_answer(mode, tag=tag, n_points=sum(len(group.points) for group in groups))
+    question = verb_prompt(verb, query.label, n_images=len(scenes))
+    return {"messages": [question, answer], "about": _matching(query, scenes)}
 
 
 def draw_captions(rng: np.random.Generator) -> Row:

@@ -23,7 +23,8 @@ from molmo_core.videos import VideoInfo
 from molmo_training.data.example import MarkedObject
 from molmo_training.data.formatting.row import Row
 from molmo_training.data.scenes import clip_info, marks_of, spoken
-from molmo_training.datasets.drawn import as_asked, options_for, register_drawn
+from molmo_training.datasets.drawn import as_asked, options_for
+from molmo_training.datasets.drawn_tables import register_drawn
 
 ANNOTATED_FPS = 2.0
 Marks = list[list[MarkedObject]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class Dataset:
         try:
             return self.open(root, split)
         except MissingFiles as error:
-            steps = self.manual.format(root=root)
+            steps = self.manual.replace("{root}", str(root))
             raise DataError(
                 f"the dataset {self.name} ({split}) is not complete: {error.message}. "
                 f"Source: {self.source}. {steps}"
@@ -131,16 +131,3 @@ def _split_status(found: Dataset, root: Path, split: str, *, count: bool) -> Spl
     except DataError as error:
         return SplitStatus(split=split, is_present=False, reason=error.message)
     return SplitStatus(split=split, is_present=True, n_rows=n_rows)
-
-
-def available(names: Iterable[str], root: Path, split: str = "train") -> tuple[set[str], list[str]]:
-    """Those that can be opened, and for each other one why not. Raises DataError for unknown."""
-    there: set[str] = set()
-    missing: list[str] = []
-    for name in names:
-        state = _split_status(find_dataset(name), root, split, count=False)
-        if state.is_present:
-            there.add(name)
-        else:
-            missing.append(state.reason)
-    return there, missing

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from molmo_core.errors import CheckpointError
 from molmo_hf.weight_files import Place, Weights
-from molmo_training.checkpoints.opened import shape_differences
+from molmo_training.checkpoints.weight_views import shape_differences
 
 _N_SHOWN = 5
 

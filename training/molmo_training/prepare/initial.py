@@ -20,9 +20,9 @@ from molmo_hf.configuration_molmo2 import Molmo2AdapterConfig, Molmo2Config
 from molmo_hf.export import WithHead
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.weight_files import Place
-from molmo_training.checkpoints.adapters import Overlaid
 from molmo_training.checkpoints.convert import SHARD_BYTES, to_hugging_face
-from molmo_training.checkpoints.opened import Kind, OnlyRead, OpenedCheckpoint
+from molmo_training.checkpoints.opened import Kind, OpenedCheckpoint
+from molmo_training.checkpoints.weight_views import OnlyRead, Overlaid
 from molmo_training.named_draws import draw_normal
 from molmo_training.prepare.parts import LlmPart, VitPart
 

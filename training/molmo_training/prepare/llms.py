@@ -17,7 +17,7 @@ from molmo_hf.configuration_molmo2 import Molmo2TextConfig
 from molmo_hf.export import EMBEDDING, HEAD
 from molmo_hf.modeling_molmo2 import Molmo2Decoder
 from molmo_hf.weight_files import Weights
-from molmo_training.checkpoints.names import Renamed
+from molmo_training.checkpoints.weight_views import Renamed
 from molmo_training.prepare.derived import Derivation, Derived, check_shapes, check_used
 
 NEW_EMBEDDING = "model.transformer.wte.new_embedding"

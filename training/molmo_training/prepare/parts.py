@@ -25,7 +25,13 @@ from molmo_training.checkpoints.convert import SHARD_BYTES, appearing
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
 from molmo_training.prepare.derived import check_shapes
 from molmo_training.prepare.llms import LLM_TYPES, llm_shapes, llm_weights, text_config_of
-from molmo_training.prepare.sources import PRETRAINED, Source, open_source
+from molmo_training.prepare.sources import (
+    PRETRAINED,
+    UNUSABLE,
+    Pretrained,
+    Source,
+    open_source,
+)
 from molmo_training.prepare.vits import (
     FAMILIES,
     Pixels,
@@ -73,6 +79,15 @@ def open_part(name: str, *, source: str | None = None, input_px: int | None = No
         return _open_prepared(folder, input_px)
     known = PRETRAINED.get(name)
     opened = open_source(source or (known.hub if known else name))
+    try:
+        return _open(name, known, opened, input_px)
+    except UNUSABLE as error:
+        raise CheckpointError(
+            f"the configuration of {opened.name!r} makes no model ({error!r}); copy it again"
+        ) from error
+
+
+def _open(name: str, known: Pretrained | None, opened: Source, input_px: int | None) -> Part:
     model_type = opened.config.model_type
     if model_type in LLM_TYPES and (known is None or known.kind == "llm"):
         if input_px is not None:

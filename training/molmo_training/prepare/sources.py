@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from transformers import AutoConfig
 
 from molmo_core.errors import CheckpointError
@@ -26,6 +26,16 @@ from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
 logger = logging.getLogger(__name__)
 
 PICKLED = "pytorch_model.bin"
+UNUSABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+"""What numbers of a configuration cause that are missing or of which no model can be made."""
 _SETTINGS = ("*.json", "*.txt", "tokenizer.model")
 
 
@@ -87,9 +97,9 @@ def find_folder(where: str) -> Path:
             f"({', '.join(PRETRAINED)}){hint}"
         )
     try:
-        folder = Path(snapshot_download(where, allow_patterns=[*_SETTINGS, "*.safetensors"]))
+        folder = _fetch(where, "*.safetensors")
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(where, allow_patterns=[*_SETTINGS, PICKLED]))
+            folder = _fetch(where, PICKLED)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"{where!r} cannot be fetched ({str(error).splitlines()[0]}); give its folder with "
@@ -98,12 +108,19 @@ def find_folder(where: str) -> Path:
     return folder
 
 
+def _fetch(where: str, weights: str) -> Path:
+    """Settings and weights of the top folder."""
+    return Path(
+        snapshot_download(where, allow_patterns=[*_SETTINGS, weights], ignore_patterns=["*/*"])
+    )
+
+
 def open_source(where: str) -> Source:
     """Raises CheckpointError when configuration or weights cannot be read."""
     folder = find_folder(where)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *UNUSABLE) as error:
         raise CheckpointError(
             f"the configuration of {where!r} cannot be read ({str(error).splitlines()[0]}); "
             "expected a folder of transformers with config.json"

@@ -26,7 +26,7 @@ from molmo_core.errors import CheckpointError
 from molmo_hf.configuration_molmo2 import Molmo2VitConfig
 from molmo_hf.modeling_molmo2_vision import Molmo2VisionTransformer
 from molmo_hf.weight_files import Weights
-from molmo_training.checkpoints.names import Renamed
+from molmo_training.checkpoints.weight_views import Renamed
 from molmo_training.prepare.derived import Derivation, Derived, check_shapes, check_used
 
 PREFIX = "model.vision_backbone.image_vit."

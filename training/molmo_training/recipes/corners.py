@@ -28,10 +28,11 @@ from molmo_training.data.example import Branch, Example
 from molmo_training.data.loader import BatchStream, Source, make_loader
 from molmo_training.data.scenes import image_example
 from molmo_training.data.tokenize import Tokenizing
+from molmo_training.forward import Forward
 from molmo_training.optim import GroupConfig, OptimConfig
+from molmo_training.recipes.state_file import StateFile
 from molmo_training.recipes.tiny import IMAGES, VIDEOS
 from molmo_training.runs.log import append_figures
-from molmo_training.state_file import StateFile
 from molmo_training.trainer import Trainer, TrainerConfig
 from molmo_training.vocabulary import load_vocabulary
 
@@ -69,9 +70,11 @@ def build_trainer(folder: Path, base: Path, n_steps: int) -> tuple[Trainer, Toke
         log_every=10,
         save_every=50,
     )
+    model = load_model(open_checkpoint(base))
     trainer = Trainer(
-        load_model(open_checkpoint(base)),
+        model,
         config,
+        forward=Forward(model),
         states=StateFile(folder),
         show=partial(append_figures, folder),
     )

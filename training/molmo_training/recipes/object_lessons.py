@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from molmo_hf.modeling_molmo2 import Molmo2Attention, Molmo2ForConditionalGeneration
 from molmo_training.data.example import Batch
-from molmo_training.trainer import Decoded, Lesson
+from molmo_training.forward import Decoded
+from molmo_training.trainer import Lesson
 
 
 class ObjectProbe(nn.Module):

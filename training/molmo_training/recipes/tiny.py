@@ -36,12 +36,13 @@ from molmo_training.data.example import Example
 from molmo_training.data.loader import BatchStream, Source, make_loader
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
 from molmo_training.data.tokenize import Tokenizing
+from molmo_training.forward import Forward
 from molmo_training.loss import LossConfig
 from molmo_training.optim import GroupConfig, OptimConfig
 from molmo_training.recipes.object_lessons import ObjectLessons
+from molmo_training.recipes.state_file import StateFile
 from molmo_training.recipes.tower import PictureStream, TowerConfig, train_tower
 from molmo_training.runs.log import append_figures
-from molmo_training.state_file import StateFile
 from molmo_training.trainer import Trainer, TrainerConfig
 from molmo_training.vocabulary import load_vocabulary
 
@@ -206,6 +207,7 @@ def build_trainer(recipe: TinyRecipe) -> tuple[Trainer, Tokenizing]:
     trainer = Trainer(
         model,
         config,
+        forward=Forward(model, attention="dense"),
         states=StateFile(recipe.folder, publishing.publish if publishing else None),
         show=partial(append_figures, recipe.folder),
         lessons=make_lessons(model),

@@ -30,12 +30,11 @@ class ParquetRecords:
         self.paths = paths
         self._groups: list[tuple[int, int]] = []
         rows = []
-        for number, path in enumerate(paths):
+        for number in range(len(paths)):
             metadata = self._opened(number).metadata
             for group in range(metadata.num_row_groups):
                 self._groups.append((number, group))
                 rows.append(metadata.row_group(group).num_rows)
-            del path
         self._ends = list(accumulate(rows))
         self._kept: dict[int, Any] = {}
 
@@ -53,7 +52,12 @@ class ParquetRecords:
         group = self._group_of(index)
         table = self._table(group)
         first = self._ends[group - 1] if group else 0
-        return _record_of(table, index - first)
+        return _record_of(table, index - first, self.where(index))
+
+    def column(self, name: str) -> Any:
+        """One field of all rows, as Arrow has it; of the files no other is read."""
+        parts = [_pyarrow("parquet").read_table(path, columns=[name]) for path in self.paths]
+        return _pyarrow("").concat_tables(parts).column(0)
 
     def _group_of(self, index: int) -> int:
         if not 0 <= index < len(self):
@@ -110,7 +114,13 @@ class ArrowRecords:
         if not 0 <= index < len(self):
             raise IndexError(index)
         file = bisect.bisect_right(self._ends, index)
-        return _record_of(self._tables[file], index - (self._ends[file - 1] if file else 0))
+        first = self._ends[file - 1] if file else 0
+        return _record_of(self._tables[file], index - first, self.where(index))
+
+    def column(self, name: str) -> Any:
+        """One field of all rows, as Arrow has it."""
+        parts = [table.select([name]) for table in self._tables]
+        return _pyarrow("").concat_tables(parts).column(0)
 
     def _mapped(self) -> list[Any]:
         tables = []
@@ -168,8 +178,11 @@ def _refuse_splits(folder: Path, splits: list[str]) -> None:
     )
 
 
-def _record_of(table: Any, place: int) -> Any:
-    return table.slice(place, 1).to_pylist(maps_as_pydicts="strict")[0]
+def _record_of(table: Any, place: int, where: str) -> Any:
+    try:
+        return table.slice(place, 1).to_pylist(maps_as_pydicts="strict")[0]
+    except (ValueError, LookupError) as error:
+        raise InvalidExample(f"{where}: it cannot be read ({error}): write it anew") from error
 
 
 def _json_of(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ MAX_LINE_BYTES = 64 << 20
 """Of one row; pictures are files beside it."""
 _CHUNK_BYTES = 8 << 20
 _LONGEST_BLANK_BYTES = 32
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _OTHER_BEGINNINGS = {
     codecs.BOM_UTF16_LE: "UTF-16: save it as UTF-8",
     codecs.BOM_UTF16_BE: "UTF-16: save it as UTF-8",
@@ -60,7 +62,15 @@ class JsonlRecords:
             )
         content = self._read(index)
         try:
-            return json.loads(content.decode("utf-8"))
+            record = json.loads(content.decode("utf-8"))
+            if _SURROGATE.search(content):
+                json.dumps(record, ensure_ascii=False).encode()
+            return record
+        except UnicodeEncodeError as error:
+            raise InvalidExample(
+                f"{self.where(index)}: an escape \\ud8… of a text is half a character: write both "
+                "halves"
+            ) from error
         except UnicodeDecodeError as error:
             raise InvalidExample(
                 f"{self.where(index)}:{error.start + 1}: the line is not UTF-8 "

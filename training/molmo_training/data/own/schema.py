@@ -9,7 +9,7 @@ Knows: names and kinds of fields. Does not know: files, media, what a style make
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -168,6 +168,17 @@ def obvious_style(question: Row, row: Row) -> str | None:
     if "text" in question and (is_video or is_several or "image" in row):
         return "video_long_caption" if is_video else "long_caption"
     return None
+
+
+def questions_of(row: Row) -> Iterator[tuple[str, Row]]:
+    """The row's questions with where they stand in it; what the row says for all is in each."""
+    shared = {f: row[f] for f in ("point_scale", "width", "height", "clip_points") if f in row}
+    for field in ("message_list", "multi_turn_messages"):
+        for k, one in enumerate(row.get(field, ())):
+            for inside, question in questions_of({**shared, **one}):
+                yield f" in {field}[{k}]{inside}", question
+    if "message_list" not in row and "multi_turn_messages" not in row:
+        yield "", row
 
 
 def near(name: str, allowed: list[str]) -> str:
