@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from molmo_core.errors import DataError
+from molmo_training.data.own.commands import app
 from molmo_training.datasets import (
     Dataset,
     all_datasets,
@@ -136,6 +137,8 @@ def test_the_list(
     }
     with pytest.raises(DataError, match="no group images; groups are"):
         list_command("images", root=tmp_path)
+    app(["list", "drawn", "--root", str(tmp_path)], result_action="return_value")
+    assert "drawn_tracks" in capsys.readouterr().out
 
 
 def test_repositories_in_the_cache_of_hugging_face_are_found(
