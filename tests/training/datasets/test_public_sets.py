@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -376,6 +377,8 @@ def test_the_first_example_is_what_the_files_say(
     case.write(tmp_path)
     table = open_dataset(case.name, tmp_path, case.split)
     assert len(table) == case.n_rows
+    in_a_worker = pickle.loads(pickle.dumps(table))
+    assert str(in_a_worker.row(0)) == str(table.row(0))
     rows = FormattedRows(table=table, formatter=Formatter(settings=PLAIN), tokenizing=tokenizing)
     pending = rows.make(0, np.random.default_rng(1))
     assert isinstance(pending, PendingRow)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from molmo_core.errors import DataError
+from molmo_training.data.own.commands import app
 from molmo_training.datasets import (
     Dataset,
     all_datasets,
@@ -90,12 +89,6 @@ def test_another_process_reads_only_tables_whose_rows_it_needs(tmp_path: Path) -
         there.row(0)
 
 
-def test_importing_the_registry_is_light() -> None:
-    code = "import sys, molmo_training.datasets; print('pyarrow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
 def test_what_is_there_and_what_is_not(tmp_path: Path) -> None:
     LAYOUT["nextqa_mc"](tmp_path)
     train, val = status_of(find_dataset("nextqa_mc"), tmp_path)
@@ -136,6 +129,8 @@ def test_the_list(
     }
     with pytest.raises(DataError, match="no group images; groups are"):
         list_command("images", root=tmp_path)
+    app(["list", "drawn", "--root", str(tmp_path)], result_action="return_value")
+    assert "drawn_tracks" in capsys.readouterr().out
 
 
 def test_repositories_in_the_cache_of_hugging_face_are_found(

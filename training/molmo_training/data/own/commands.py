@@ -22,9 +22,15 @@ from molmo_training.data.own.page.page import render_page
 from molmo_training.data.own.table import OwnTable, open_tables
 from molmo_training.data.own.view import Viewer
 from molmo_training.data.packing import Budgets
+from molmo_training.datasets.commands import list_command
 from molmo_training.recipes.finetune import finetune
 
-app = App(name="molmo data", help="Check and show training data of your own.", version_flags=())
+app = App(
+    name="molmo data",
+    help="Check and show training data of your own; list the datasets by name.",
+    version_flags=(),
+)
+app.command(list_command, name="list")
 
 _SETTINGS = finetune().data
 """What is seen is what `molmo train finetune` makes of the rows."""
