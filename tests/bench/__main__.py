@@ -17,7 +17,7 @@ PARTS = (
     "routing",
     "drafting",
     "packing",
-    "memory",
+    "training",
 )
 
 
