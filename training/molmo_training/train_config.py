@@ -122,6 +122,9 @@ class SavingConfig:
     keep: int | None = 1
     """Newest states that stay; None: all."""
     is_async: bool = True
+    """Write states behind the training."""
+    time_limit_s: float | None = None
+    """Save and end after so long, to go on later; None: not before the last step."""
     publish_to: str | None = None
     """A store that gets every saved state, for servers that follow it."""
     publish_name: str = "molmo2"
