@@ -48,7 +48,7 @@ bench: $(STAMP) ## measure speed, all parts or ARGS="gateway routing"
 	$(RUN)/python -m tests.bench $(ARGS)
 
 bench-train: $(STAMP) ## measure training: packing, loader, trainer, memory
-	$(RUN)/python -m tests.bench packing training attention
+	$(RUN)/python -m tests.bench packing training memory
 
 tiny: $(STAMP) ## train molmo2-tiny again, from nothing, and package it (hours)
 	$(RUN)/python -m molmo_training.recipes.tiny runs/tiny $(ARGS)

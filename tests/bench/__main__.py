@@ -18,6 +18,7 @@ PARTS = (
     "drafting",
     "packing",
     "training",
+    "memory",
 )
 
 
