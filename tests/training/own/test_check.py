@@ -201,6 +201,25 @@ def test_a_turned_picture_counts_as_displayed(
     assert shape == (640, 480, 3)
 
 
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_turned_png_is_seen_without_its_pixels(
+    write_rows: WriteRows, tmp_path: Path, is_behind: bool
+) -> None:
+    path = write_rows({"image": "a.png", "text": "x"}, {"image": "plain.png", "text": "x"})
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    content = saved(Image.fromarray(picture(640, 480)), "PNG", exif=turned)
+    if is_behind:
+        begin = content.index(b"eXIf") - 4
+        end = begin + 12 + int.from_bytes(content[begin : begin + 4], "big")
+        content = content[:begin] + content[end:-12] + content[begin:end] + content[-12:]
+    (tmp_path / "a.png").write_bytes(content)
+    shapes = [opened_media(open_table(path).row(k)).pictures[0].shape for k in range(2)]
+    assert shapes == [(640, 480, 3), (480, 640, 3)]
+    for k, shape in enumerate(shapes):
+        assert np.asarray(opened_media(open_table(path).row(k)).pictures[0]).shape == shape
+
+
 def test_too_long_and_cut(write_rows: WriteRows) -> None:
     path = write_rows(
         {"messages": ["q", "word " * 50]},

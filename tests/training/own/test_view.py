@@ -133,7 +133,7 @@ def test_marks_are_what_the_answers_say(write_rows: WriteRows, view: ModelView) 
     image, video = (card.media for card in page.cards)
     assert {(mark.x, mark.y) for mark in image.pictures[0].marks} == {(100, 100), (500, 500)}
     assert [legend.text for legend in image.legends] == ["cats (2 points)"]
-    assert [legend.text for legend in video.legends] == ["ball (1 tracks)"]
+    assert [legend.text for legend in video.legends] == ["ball (1 track)"]
     with_marks = [frame for frame in video.pictures if frame.marks]
     assert [frame.caption for frame in with_marks] == ["0.0 s", "0.5 s", "1.0 s", "1.5 s"]
     assert with_marks[3].marks[0].trail == ((0, 500), (100, 500), (200, 500), (300, 500))

@@ -18,7 +18,7 @@ from molmo_training.data.lanes import Lane, LaneState, Plan, SizedRow, StreamCon
 from molmo_training.data.mixture import Draw, DrawSequence, Share, effective_shares
 from molmo_training.data.own.model_view import ModelView
 from molmo_training.data.own.page.page import Card, PackCard, Page, Showing, source_text
-from molmo_training.data.own.page.tokens import Speller
+from molmo_training.data.own.page.tokens import Speller, counted
 from molmo_training.data.own.schema import questions_of
 from molmo_training.data.own.table import OwnTable
 from molmo_training.data.packing import Size
@@ -56,7 +56,7 @@ class Viewer:
                 cards.append(self._card(showing, draw.dataset, draw.index, example, row, anchor))
             except MolmoError as error:
                 cards.append(self._left_out(draw, error, anchor))
-        return self._page(f"{len(cards)} examples", cards=tuple(cards))
+        return self._page(counted(len(cards), "example"), cards=tuple(cards))
 
     def packs(self, n: int) -> Page:
         """The first `n` packs of the run, a lane after the other.
@@ -81,7 +81,7 @@ class Viewer:
             packs.append(showing.pack(cards, rows, lane.bad))
             lane.bad.clear()
             made.clear()
-        return self._page(f"{len(packs)} packs", packs=tuple(packs))
+        return self._page(counted(len(packs), "pack"), packs=tuple(packs))
 
     def _card(
         self,
