@@ -17,7 +17,7 @@ from molmo_training.data.own import check
 from molmo_training.data.own.check import Report, check_tables, mixture_of
 from molmo_training.data.own.examine import Examiner
 from molmo_training.data.own.media import opened_media
-from molmo_training.data.own.model_view import ModelView
+from molmo_training.data.own.model_view import ModelView, packaged_checkpoint
 from molmo_training.data.own.table import open_table, open_tables
 from tests.training.own.conftest import WriteRows, picture, view_of
 
@@ -116,6 +116,24 @@ def test_a_fault_of_a_row(
     column = "" if field is None else f":{json.dumps(row).index(json.dumps(field)) + 1}"
     assert found[:2] == (kind, f"rows.jsonl:2{column}")
     assert message in found[2]
+
+
+def test_a_line_that_is_no_json(write_rows: WriteRows, view: ModelView, tmp_path: Path) -> None:
+    path = write_rows(TALK, name="a: b.jsonl")
+    path.write_text(path.read_text() + '\n{"image": }\n[]', encoding="utf-8")
+    assert checked(path, view) == [
+        (
+            "row",
+            "a: b.jsonl:2:11",
+            "the line is no JSON (Expecting value): write one object a line",
+        ),
+        (
+            "row",
+            "a: b.jsonl:3",
+            'a row is an object of fields, this is []: give {"image": …, "label": …, '
+            '"points": …} or other fields',
+        ),
+    ]
 
 
 def test_clipped_and_occluded_places_are_no_fault(write_rows: WriteRows, view: ModelView) -> None:
@@ -340,6 +358,19 @@ def test_the_command(write_rows: WriteRows, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "effective shares" in out
+
+
+def test_media_elsewhere_and_another_model(
+    write_rows: WriteRows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(GOOD)
+    path = tmp_path / "data" / "rows.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**GOOD, "image": str(tmp_path / "a.png")}))
+    command = ["data", "check", str(path), "--checkpoint", str(packaged_checkpoint())]
+    assert main(command) == 1
+    assert "allow other places with --allow-absolute" in capsys.readouterr().out
+    assert main([*command, "--allow-absolute"]) == 0
 
 
 @pytest.mark.parametrize(
