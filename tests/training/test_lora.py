@@ -20,7 +20,7 @@ from molmo_training.checkpoints.adapters import (
     trained_state,
     write_adapter_config,
 )
-from molmo_training.checkpoints.convert import to_hugging_face
+from molmo_training.checkpoints.convert import to_adapter_folder, to_hugging_face
 from molmo_training.checkpoints.opened import RUN_SETTINGS, Kind, load_model, open_checkpoint
 from molmo_training.checkpoints.verify import compare, inputs_of
 from molmo_training.lora import CONNECTOR, DECODER, TOWER, LoraConfig, LoraLinear, add_adapters
@@ -131,14 +131,12 @@ def test_the_files_are_in_the_layout_of_peft(saved):
     assert len(names) == 2 * len(fields["target_modules"])
 
 
-def test_the_state_of_a_run_with_adapters_opens_merged(saved, tmp_path):
-    """A run whose state holds both and whose settings say so."""
-    start = open_checkpoint(saved / "start")
-    model = load_model(start)
+def save_run(run: Path, saved: Path) -> None:
+    """A run whose state holds weights and adapters and whose settings say so."""
+    model = load_model(open_checkpoint(saved / "start"))
     config = LoraConfig(rank=2)
     add_adapters(model, config)
     load_adapters(model, saved / "adapters")
-    run = tmp_path / "run"
     (run / RUN_SETTINGS).mkdir(parents=True)
     for file in (saved / "start").iterdir():
         if file.suffix in (".json", ".jinja"):
@@ -147,11 +145,32 @@ def test_the_state_of_a_run_with_adapters_opens_merged(saved, tmp_path):
     state = RunState(run, is_async=False)
     state.save(3, model=model, data={}, progress={}, config={})
     state.wait()
+
+
+def test_the_state_of_a_run_with_adapters_opens_merged(saved, tmp_path):
+    save_run(tmp_path / "run", saved)
+    start, run = open_checkpoint(saved / "start"), tmp_path / "run"
     from_run, from_files = open_checkpoint(run), open_checkpoint(saved / "adapters")
     assert from_run.step == 3
     assert from_run.weights.shapes() == start.weights.shapes()
     assert max(d.max_logprob for d in compare(from_run, from_files)) == 0.0
     assert max(d.max_logprob for d in compare(from_run, start)) > 1e-3
+
+
+def test_the_adapters_of_a_run_are_written_by_themselves(saved, tmp_path):
+    run, start = tmp_path / "run", saved / "start"
+    save_run(run, saved)
+    found = read_adapters(to_adapter_folder(run, tmp_path / "out", start=start))
+    expected = read_adapters(saved / "adapters")
+    assert found.shapes() == expected.shapes()
+    assert all(torch.equal(found.read(n), expected.read(n)) for n in expected.shapes())
+    assert open_checkpoint(tmp_path / "out").folder == tmp_path / "out"
+    with pytest.raises(CheckpointError, match="'start' is no run with adapters"):
+        to_adapter_folder(start, tmp_path / "other", start=start)
+    other = write_checkpoint(tmp_path / "olmo3", "olmo3")
+    with pytest.raises(CheckpointError, match="trained from another model"):
+        to_adapter_folder(run, tmp_path / "other", start=other)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

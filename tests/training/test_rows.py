@@ -106,8 +106,14 @@ def test_pictures_of_every_form_are_the_same(tmp_path: Path) -> None:
     forms = [data, path, str(path), Image.open(path), pixels, {"bytes": data}, {"path": str(path)}]
     for form in forms:
         assert np.array_equal(np.asarray(open_picture(form)), pixels)
-    with pytest.raises(InvalidMedia, match="none: give a path"):
-        open_picture(3)
+    for other in (
+        3,
+        np.zeros((3, 4), np.uint8),
+        np.zeros((3, 4, 3)),
+        np.zeros((3, 4, 4), np.uint8),
+    ):
+        with pytest.raises(InvalidMedia, match="none: give a path"):
+            open_picture(other)
     with pytest.raises(InvalidMedia, match=r"gone\.png is not there"):
         _ = open_picture(tmp_path / "gone.png").shape
 
@@ -278,3 +284,11 @@ def test_what_a_row_leaves_open_is_drawn() -> None:
     assert all(r["message_list"][1] == {"text": "3"} for r in drawn)
     with pytest.raises(InvalidExample, match="as many rates"):
         resolved({"one_of": [{}], "rates": [1, 2]}, np.random.default_rng(0))
+
+
+def test_an_answer_is_about_objects_that_have_numbers(source: Source) -> None:
+    row = question(image=np.zeros((30, 40, 3), np.uint8), about=[0, 62])
+    assert made(source(row)).example.branches[0].about == (0, 62)
+    for numbers in ([63], [-1], ["0"], [0.5]):
+        with pytest.raises(InvalidExample, match="numbers of objects, from 0 to 62"):
+            made(source({**row, "about": numbers}))

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from molmo_core.errors import TrainingError
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
+from molmo_training.dropout import TokenDropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,8 @@ class ComputeConfig:
     """Compute blocks again in the backward pass instead of keeping what is inside them."""
     attention: Literal["auto", "dense", "blocks", "flex"] = "auto"
     """Who sees whom as a mask of all pairs, or tile by tile; see `Forward`."""
-    compile_blocks: bool = False
-    """Compile each block; the first steps take minutes."""
+    compile_blocks: bool | None = None
+    """Compile each block, for which the first steps take minutes; None: on a GPU."""
     n_threads: int | None = None
     """Of a CPU; None: as torch chooses."""
     steps_between_collections: int | None = 1
@@ -66,14 +67,22 @@ def blocks_of(model: Molmo2ForConditionalGeneration) -> list[nn.Module]:
 
 def prepare_blocks(model: Molmo2ForConditionalGeneration, config: ComputeConfig) -> None:
     """Change how blocks are called, in place; names of weights stay as they are."""
-    has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
+    is_on_gpu = next(model.parameters()).is_cuda
+    compiles = is_on_gpu if config.compile_blocks is None else config.compile_blocks
+    has_dropout = any(_drops(module) for module in model.modules())
     for block in blocks_of(model):
         if config.activation_checkpointing:
             block.forward = partial(
                 _computed_again, block, block.forward, preserve_rng_state=has_dropout
             )
-        if config.compile_blocks:
+        if compiles:
             block.compile(dynamic=True)
+
+
+def _drops(module: nn.Module) -> bool:
+    if isinstance(module, TokenDropout):
+        return True
+    return isinstance(module, nn.Dropout) and module.p > 0
 
 
 def _computed_again(

@@ -89,6 +89,8 @@ class Forward(nn.Module):
         part = _Part.of(batch, self.mesh)
         patches, features = self._see(batch, part)
         attend = self._attend(part)
+        if not isinstance(attend, Tensor):
+            attend = partial(_in_one_type, attend)
         own = part.own
         if self.positions is not None:
             self.positions.learnt = own.weights > 0
@@ -172,6 +174,15 @@ class Forward(nn.Module):
 
     def _of_rows(self, tokens: Tokens, batch: Batch) -> Attend:
         return FlexAttend(tokens) if self._kind(batch) == "flex" else BlockAttend(tokens)
+
+
+def _in_one_type(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend in the type of autocast, as torch's own attention does: normed heads are float32."""
+    device_type = q.device.type
+    if torch.is_autocast_enabled(device_type):
+        q, k, v = (t.to(torch.get_autocast_dtype(device_type)) for t in (q, k, v))
+    out: Tensor = attend(q, k, v)
+    return out
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ class HeldOutConfig:
     name: str
     dataset: str
     split: str = "validation"
-    n_packs: int = 256
+    n_examples: int = 2048
+    """The first so many, or all that there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,9 @@ class DataConfig:
     held_out: tuple[HeldOutConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.packs_per_batch < 1 or self.packs_per_step % self.packs_per_batch:
+        if min(self.packs_per_batch, self.packs_per_step) < 1 or (
+            self.packs_per_step % self.packs_per_batch
+        ):
             raise TrainingError(
                 f"data.packs_per_step is {self.packs_per_step}; it has to be a multiple of "
                 f"data.packs_per_batch, {self.packs_per_batch}"
@@ -119,6 +122,9 @@ class SavingConfig:
     keep: int | None = 1
     """Newest states that stay; None: all."""
     is_async: bool = True
+    """Write states behind the training."""
+    time_limit_s: float | None = None
+    """Save and end after so long, to go on later; None: not before the last step."""
     publish_to: str | None = None
     """A store that gets every saved state, for servers that follow it."""
     publish_name: str = "molmo2"

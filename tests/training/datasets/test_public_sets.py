@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -376,6 +377,8 @@ def test_the_first_example_is_what_the_files_say(
     case.write(tmp_path)
     table = open_dataset(case.name, tmp_path, case.split)
     assert len(table) == case.n_rows
+    in_a_worker = pickle.loads(pickle.dumps(table))
+    assert str(in_a_worker.row(0)) == str(table.row(0))
     rows = FormattedRows(table=table, formatter=Formatter(settings=PLAIN), tokenizing=tokenizing)
     pending = rows.make(0, np.random.default_rng(1))
     assert isinstance(pending, PendingRow)
@@ -471,3 +474,27 @@ def test_paths_stay_in_their_folder(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="not below"):
         open_dataset("text_vqa", tmp_path).row(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "branch"),
+    [
+        ("a_okvqa_da", ["a_okvqa_da: What?", "cat"]),
+        ("a_okvqa_mc", ["What?\nA. cat\nB. dog", "A. cat"]),
+    ],
+)
+def test_a_table_of_two_kinds_of_answers_is_asked_for_one(
+    name: str, branch: list[str], tmp_path: Path
+) -> None:
+    write = in_ai2(
+        "allenai/molmo2-a-ok-vqa",
+        image="images/coco/train2017/a.jpg",
+        question="What?",
+        answers=["cat"],
+        options=["cat", "dog"],
+        answer_idx=0,
+    )
+    write(tmp_path)
+    row = open_dataset(name, tmp_path).row(0)
+    example = Formatter(settings=PLAIN)(row, np.random.default_rng(0))
+    assert [turn.text for turn in example.branches[0].turns] == branch

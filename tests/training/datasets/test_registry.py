@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import pickle
 from pathlib import Path
 
 import pytest
 
 from molmo_core.errors import DataError
+from molmo_training.data.own.commands import app
 from molmo_training.datasets import (
     Dataset,
     all_datasets,
@@ -78,10 +78,15 @@ def test_opening_reads_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
 
 
-def test_importing_the_registry_is_light() -> None:
-    code = "import sys, molmo_training.datasets; print('pyarrow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+def test_another_process_reads_only_tables_whose_rows_it_needs(tmp_path: Path) -> None:
+    LAYOUT["doc_qa"](tmp_path)
+    table = open_dataset("doc_qa", tmp_path)
+    assert len(table) == 1
+    there = pickle.loads(pickle.dumps(table))
+    (tmp_path / "torch_datasets" / "docqa" / "train_v1.0_withQT.json").unlink()
+    assert len(there) == 1
+    with pytest.raises(DataError, match="cannot be read"):
+        there.row(0)
 
 
 def test_what_is_there_and_what_is_not(tmp_path: Path) -> None:
@@ -124,6 +129,8 @@ def test_the_list(
     }
     with pytest.raises(DataError, match="no group images; groups are"):
         list_command("images", root=tmp_path)
+    app(["list", "drawn", "--root", str(tmp_path)], result_action="return_value")
+    assert "drawn_tracks" in capsys.readouterr().out
 
 
 def test_repositories_in_the_cache_of_hugging_face_are_found(

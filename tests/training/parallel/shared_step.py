@@ -1,4 +1,4 @@
-"""A small model, mixed batches, and the loss and gradients of a step however it is divided."""
+"""Mixed batches, and the loss and gradients of a step however it is divided."""
 
 from __future__ import annotations
 
@@ -11,13 +11,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from molmo_core.prompts import Turn
-from molmo_hf.configuration_molmo2 import (
-    Molmo2AdapterConfig,
-    Molmo2Config,
-    Molmo2TextConfig,
-    Molmo2VitConfig,
-)
-from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training import ranks
 from molmo_training.compute import ComputeConfig, prepare_blocks
 from molmo_training.data.example import Batch, Branch, Example, Tokenized
@@ -28,8 +21,9 @@ from molmo_training.data.tokenize import Tokenizing
 from molmo_training.forward import AttentionKind, Forward
 from molmo_training.loss import LossConfig, token_loss
 from molmo_training.parallel import ParallelConfig, make_mesh, shard_model
-from molmo_training.recipes.tiny import CROP_PX, IMAGES, PATCH_PX, VIDEOS, VOCAB_SIZE
+from molmo_training.recipes.tiny import CROP_PX, IMAGES, VIDEOS
 from molmo_training.vocabulary import load_vocabulary
+from tests.support.small_model import small_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +38,7 @@ class Way:
     is_tied: bool = False
     computes_again: bool = False
     """Blocks in the backward pass, as trainers do."""
+    autocasts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,57 +46,6 @@ class Step:
     loss: float
     values: dict[str, Tensor]
     """Gradients, or weights, by name."""
-
-
-def small_model(way: Way) -> Molmo2ForConditionalGeneration:
-    """Two layers everywhere, two queries to a head of keys."""
-    vit = Molmo2VitConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        image_default_input_size=(CROP_PX, CROP_PX),
-        image_patch_size=PATCH_PX,
-        image_num_pos=(CROP_PX // PATCH_PX) ** 2,
-    )
-    adapter = Molmo2AdapterConfig(
-        vit_layers=(-1, -2),
-        hidden_size=32,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=48,
-        text_hidden_size=32,
-    )
-    text = Molmo2TextConfig(
-        hidden_size=32,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        vocab_size=VOCAB_SIZE,
-        qkv_bias=False,
-        num_hidden_layers=2,
-        intermediate_size=48,
-        rope_theta=10_000.0,
-        use_qk_norm=True,
-        qk_norm_type="qwen3",
-        tie_word_embeddings=way.is_tied,
-    )
-    config = Molmo2Config(
-        vit_config=vit,
-        adapter_config=adapter,
-        text_config=text,
-        bidirectional=way.bidirectional,
-        tie_word_embeddings=way.is_tied,
-        initializer_range=0.2,
-    )
-    torch.manual_seed(3)
-    model = Molmo2ForConditionalGeneration(config)
-    if way.is_tied:
-        model.lm_head.weight = model.model.transformer.wte.embedding
-    return model.train()
 
 
 def batches() -> list[Batch]:
@@ -135,7 +79,7 @@ def divided_steps(ways: list[Way]) -> list[Step]:
 def divided_step(way: Way) -> Step:
     """The step over all batches, each read by one group of ranks."""
     mesh = make_mesh(way.parallel)
-    model = small_model(way)
+    model = small_model(crop_px=CROP_PX, bidirectional=way.bidirectional, is_tied=way.is_tied)
     shard_model(model, mesh)
     prepare_blocks(model, ComputeConfig(activation_checkpointing=way.computes_again))
     forward = Forward(model, attention=way.attention, mesh=mesh)
@@ -143,11 +87,15 @@ def divided_step(way: Way) -> Step:
     weight = sum(float(batch.weights.sum()) for batch in read)
     total = torch.zeros(1)
     for batch in read[mesh.dp_rank :: mesh.dp_size]:
-        decoded = forward(batch)
-        head = model.lm_head.weight
-        sums = token_loss(
-            decoded.hidden, head, decoded.targets, decoded.weights, LossConfig(chunk_size=64)
-        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=way.autocasts):
+            decoded = forward(batch)
+            sums = token_loss(
+                decoded.hidden,
+                model.lm_head.weight,
+                decoded.targets,
+                decoded.weights,
+                LossConfig(chunk_size=64),
+            )
         loss = sums.total / weight
         torch.autograd.backward(loss)
         total += loss.detach()

@@ -146,6 +146,7 @@ def test_a_prepared_tower_is_the_same_tower(save, tmp_path):
     [
         ("dinov2", {"use_swiglu_ffn": True}, "gated MLP"),
         ("clip", {"num_hidden_layers": 6}, "lack encoder.layers.4"),
+        ("clip", {"num_hidden_layers": 3}, r"hold encoder\.layers\.3"),
         ("clip", {"patch_size": 0}, "makes no model"),
         ("siglip", {"model_type": "siglip2_vision_model"}, "model_type 'siglip2_vision_model'"),
         ("siglip", {"intermediate_size": 64}, r"feed_forward\.w1\.weight: \(80, 48\), expected"),

@@ -38,13 +38,13 @@ def _in_two(rank: int, folder: Path) -> None:
 
 def _check_that_all_hear_of_a_full_disk(run: ToyRun, state: RunState) -> None:
     run.advance(1)
-    room = tensors.FileSystemWriter
+    room = tensors.Writer
     if run.rank == 1:
-        tensors.FileSystemWriter = _NoRoom  # type: ignore[misc]
+        tensors.Writer = _NoRoom  # type: ignore[misc]
     run.save(state)
     with pytest.raises(TrainingError, match=r"step 9 is not saved, the disk .* that of step 8"):
         state.wait()
-    tensors.FileSystemWriter = room  # type: ignore[misc]
+    tensors.Writer = room  # type: ignore[misc]
     run.save(state)
     state.close()
 
@@ -58,7 +58,7 @@ def _check_that_all_end(rank: int) -> None:
         assert (stopping.reason is None) == (rank == 0)
 
 
-class _NoRoom(tensors.FileSystemWriter):
+class _NoRoom(tensors.Writer):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.fs.create_stream = _no_room  # type: ignore[method-assign]

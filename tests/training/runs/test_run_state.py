@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from molmo_core.errors import CheckpointError, TrainingError
 from molmo_training.runs import step_folder, tensors
-from molmo_training.runs.run_state import RunState
+from molmo_training.runs.run_state import RunState, merged
 from tests.support.toy_run import CONFIG, ToyRun, curve, go_on
 
 N_STEPS = 8
@@ -175,7 +177,7 @@ def test_a_table_of_contents_runs_nothing(tmp_path: Path) -> None:
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Writes through torch fail as long as the list holds something."""
     full = ["yes"]
-    write = tensors.FileSystemWriter
+    write = tensors.Writer
 
     def refuse(*arguments: object, **options: object) -> object:
         writer = write(*arguments, **options)  # type: ignore[arg-type]
@@ -183,7 +185,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             writer.fs.create_stream = _no_room  # type: ignore[method-assign]
         return writer
 
-    monkeypatch.setattr(tensors, "FileSystemWriter", refuse)
+    monkeypatch.setattr(tensors, "Writer", refuse)
     return full
 
 
@@ -202,7 +204,7 @@ def test_a_full_disk_leaves_the_state_before(tmp_path: Path, full_disk: list[str
     run.save(state)
     run.advance(1)
     with pytest.raises(
-        TrainingError, match=r"step 3 is not saved, the disk of .* is full .*that of step 2 stands"
+        TrainingError, match=r"step 3 is not saved, the disk of .* is full; that of step 2 stands"
     ):
         run.save(state)
     assert names(tmp_path) == {"step1", "step2"}
@@ -210,6 +212,25 @@ def test_a_full_disk_leaves_the_state_before(tmp_path: Path, full_disk: list[str
     run.save(state)
     state.close()
     assert go_on(tmp_path, N_STEPS).losses == CURVE
+
+
+def test_room_for_a_state_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, state = ToyRun(), RunState(tmp_path / "run")
+    n_numbers = sum(parameter.numel() for parameter in run.model.parameters())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 4 * n_numbers))
+    state.check_room(model=run.model, optimizers=run.optimizers)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3 * 4 * n_numbers - 1))
+    with pytest.raises(TrainingError, match=r"a state takes about 0.00 GB, 0.00 GB are free"):
+        state.check_room(model=run.model, optimizers=run.optimizers)
+    state.check_room(model=run.model)
+    state.close()
+
+
+def test_data_states_that_are_not_those_of_lanes_have_to_be_the_same() -> None:
+    assert merged([{"batch": 3}, {"batch": 3}]) == {"batch": 3}
+    assert merged([{"lanes": {"0": 1}}, {"lanes": {"1": 2}}]) == {"lanes": {"0": 1, "1": 2}}
+    with pytest.raises(TrainingError, match="data states of the ranks differ and have no lanes"):
+        merged([{"batch": 3}, {"batch": 4}])
 
 
 def test_documents_that_find_no_room_are_no_state(
@@ -235,13 +256,13 @@ def test_a_new_state_is_announced_before_older_ones_go(tmp_path: Path) -> None:
         assert threading.current_thread() is not threading.main_thread()
         seen.append((folder.name, names(tmp_path)))
         if folder.name == "step3":
-            raise TrainingError("nobody listens")
+            raise ValueError("nobody listens")
 
     run, state = ToyRun(), RunState(tmp_path, keep=1, on_saved=announced)
     for _ in range(3):
         run.advance(1)
         run.save(state)
-    with pytest.raises(TrainingError, match="nobody listens"):
+    with pytest.raises(TrainingError, match=r"step3 is saved; .* failed .*ValueError: nobody li"):
         state.close()
     assert seen == [
         ("step1", {"step1"}),

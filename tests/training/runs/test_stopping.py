@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from itertools import islice
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset
 
 from molmo_training.data.loader import make_loader
 from molmo_training.runs.stopping import SIGNALS, Stopping
+from tests.support.toy_run import process
 
 
 class Clock:
@@ -49,30 +50,45 @@ def test_time_is_a_reason_to_end() -> None:
     assert stopping.reason == "the time limit of 90 s"
 
 
-_CHILD = """
-import sys
-from molmo_training.runs.stopping import Stopping
-with Stopping(one_request_s=0) as stopping:
-    print("ready", flush=True)
-    while not stopping.agreed():
-        pass
-    print(stopping.reason, flush=True)
-    sys.stdin.readline()
-"""
+def _run(ready: Connection) -> None:
+    with Stopping(one_request_s=0) as stopping:
+        ready.send("ready")
+        while not stopping.agreed():
+            pass
+        ready.send(stopping.reason)
+        signal.pause()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_second_signal_ends_at_once(number: signal.Signals, code: int) -> None:
-    command = [sys.executable, "-c", _CHILD]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-        child.send_signal(number)
-        assert child.stdout.readline() == f"{number.name}\n"
-        child.send_signal(number)
-        assert child.wait(60) == code
+    ready, is_ready = Pipe(duplex=False)
+    child = process(_run, is_ready)
+    assert ready.recv() == "ready"
+    os.kill(child.pid, number)
+    assert ready.recv() == number.name
+    os.kill(child.pid, number)
+    child.join()
+    assert child.exitcode == code
+
+
+def _fork(ended: Connection) -> None:
+    ready, is_ready = os.pipe()
+    with Stopping():
+        child = os.fork()
+        if child == 0:
+            os.write(is_ready, b"!")
+            while True:
+                signal.pause()
+        os.read(ready, 1)
+        os.kill(child, signal.SIGINT)  # from a terminal: every process gets it
+        os.kill(child, signal.SIGTERM)
+        ended.send(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+def test_a_forked_child_can_still_be_ended() -> None:
+    ended, is_ended = Pipe(duplex=False)
+    process(_fork, is_ended).join()
+    assert ended.recv() == -signal.SIGTERM
 
 
 class _Numbers(IterableDataset[int]):

@@ -161,6 +161,7 @@ class BlockAttend:
     def __init__(self, tokens: Tokens) -> None:
         self._meeting = Meeting.of(tokens, tokens)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, S, D) and twice (B, K, S, D) → (B, H, S, D)."""
         out: Tensor = _BlockAttention.apply(q, k, v, self._meeting)  # type: ignore[no-untyped-call]

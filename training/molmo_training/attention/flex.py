@@ -25,6 +25,7 @@ class FlexAttend:
     def __init__(self, tokens: Tokens) -> None:
         self._mask = block_mask(tokens)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, S, D) and twice (B, K, S, D) → (B, H, S, D)."""
         is_grouped = q.shape[1] != k.shape[1]

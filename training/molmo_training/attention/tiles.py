@@ -19,7 +19,7 @@ from torch import Tensor
 
 from molmo_hf.modeling_molmo2 import EXAMPLE_STRIDE, Tokens
 
-_NO_EXAMPLE = 2**40
+_NO_EXAMPLE = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ def save_adapters(
 
     Raises CheckpointError when there is no adapter among it, or `folder` is not empty.
     """
-    adapters = {name: tensor for name, tensor in state.items() if _is_adapter(name)}
+    adapters = {name: tensor for name, tensor in state.items() if is_adapter(name)}
     if not adapters:
         raise CheckpointError("the state has no adapters; add them with add_adapters and train")
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ class Merged:
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         shapes = self.weights.shapes()
-        return {name: shape for name, shape in shapes.items() if not _is_adapter(name)}
+        return {name: shape for name, shape in shapes.items() if not is_adapter(name)}
 
     def read(self, name: str) -> Tensor:
         weight: Tensor = self.weights.read(name)
@@ -214,7 +214,7 @@ def _fits(
     name: str, found: Mapping[str, tuple[int, ...]], shapes: Mapping[str, tuple[int, ...]]
 ) -> bool:
     """Whether a tensor of an adapter folder has its place, and B · A the shape of its layer."""
-    if not _is_adapter(name):
+    if not is_adapter(name):
         return shapes.get(name) == found[name]
     layer = name.rpartition(".")[0]
     a, b = (found.get(f"{layer}.{part}", ()) for part in (LORA_A, LORA_B))
@@ -223,7 +223,7 @@ def _fits(
     return shapes.get(f"{layer}.weight") == (b[0], a[1])
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
     return name.rpartition(".")[2] in _PEFT_PARTS
 
 

@@ -15,7 +15,12 @@ from cyclopts import App, Parameter
 
 from molmo_core.checkpoints import Store, open_store
 from molmo_core.errors import CheckpointError, MolmoError
-from molmo_training.checkpoints.convert import SHARD_BYTES, to_hugging_face, to_native_folder
+from molmo_training.checkpoints.convert import (
+    SHARD_BYTES,
+    to_adapter_folder,
+    to_hugging_face,
+    to_native_folder,
+)
 from molmo_training.checkpoints.opened import OpenedCheckpoint, n_parameters, open_checkpoint
 from molmo_training.checkpoints.publish import publish, publish_as_it_is, store_cache
 from molmo_training.checkpoints.verify import Difference, compare
@@ -107,6 +112,19 @@ def export_command(
         raise CheckpointError("--dtype is for --layout hf; the native form keeps what is stored")
     to_native_folder(open_checkpoint(source, max_model_len=max_model_len), out)
     _say(f"{out} holds {source.name} in Ai2's native form")
+
+
+@app.command(name="adapters")
+def adapters_command(
+    run: Annotated[Path, Parameter(help="A run that trained adapters")],
+    out: Annotated[Path, Parameter(help="New folder in the layout of PEFT")],
+    /,
+    *,
+    start: Annotated[Path, Parameter(help="The checkpoint that the run began with")],
+) -> None:
+    """Write the adapters of a run by themselves; import writes them merged."""
+    to_adapter_folder(run, out, start=start)
+    _say(f"{out} holds the adapters of {run.name}")
 
 
 @app.command(name="show")

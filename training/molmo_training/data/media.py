@@ -119,11 +119,11 @@ def open_picture(source: Any) -> Picture:
         source = source.get("bytes") or source.get("path")
     if isinstance(source, Image.Image | bytes | str | PathLike):
         return PictureFile(source)
-    shape = getattr(source, "shape", None)
-    if shape is None or len(shape) != 3 or shape[2] != 3:
+    shape, dtype = getattr(source, "shape", None), getattr(source, "dtype", np.uint8)
+    if shape is None or len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
         raise InvalidMedia(
-            f"a picture of type {type(source).__name__} and shape {shape} is none: give a path, "
-            "bytes, a Pillow image or (H, W, 3) bytes"
+            f"a picture of type {type(source).__name__}, shape {shape} and {dtype} is none: give "
+            "a path, bytes, a Pillow image or (H, W, 3) bytes"
         )
     picture: Picture = source
     return picture

@@ -2,9 +2,10 @@
 
 A row holds what `formatting` reads, and its media: `image`, `images` or `video` (a path, bytes, a
 Pillow image, an array, or anything that `media` opens), of a video the part `clip_start_s` to
-`clip_end_s`. `objects` are marks for each image, or a function from frame times to marks for each
-frame. Where a row leaves something open it has `one_of`: a list of rows, of which one is drawn, by
-`rates` where it has them, and laid over it; parts of `message_list` may have it too.
+`clip_end_s`; all other times of a row count from the begin of that part. `objects` are marks for
+each image, or a function from frame times to marks for each frame. Where a row leaves something
+open it has `one_of`: a list of rows, of which one is drawn, by `rates` where it has them, and laid
+over it; parts of `message_list` may have it too.
 Knows: which media a row has and how many of them are seen. Does not know: datasets, batches.
 """
 
@@ -171,7 +172,10 @@ def _first_points(part: Row, n_images: int) -> dict[str, Any]:
 
 def _annotated_fps(row: Row) -> float | None:
     """The rate of the row's tracks; None for rows without any."""
-    for part in (row, *(rows(row, "message_list") if row.get("message_list") else ())):
+    parts = [row, *(rows(row, "message_list") if row.get("message_list") else ())]
+    for part in list(parts):
+        parts += rows(part, "multi_turn_messages") if part.get("multi_turn_messages") else ()
+    for part in parts:
         if part.get("tracks") is not None:
             fps = optional_number(part, "sampling_fps")
             fps = optional_number(row, "sampling_fps") if fps is None else fps

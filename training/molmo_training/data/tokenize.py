@@ -109,7 +109,7 @@ class Tokenizing:
             weights=tree.weights,
             position_ids=tree.position_ids,
             subsegments=tree.subsegments,
-            crops=np.concatenate([m.crops for m in media]),
+            crops=media[0].crops if len(media) == 1 else np.concatenate([m.crops for m in media]),
             pooling=pooling,
             patch_targets=patch_targets,
             token_targets=pooled_targets(patch_targets, pooling),

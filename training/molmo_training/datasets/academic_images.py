@@ -6,6 +6,7 @@ Source: spec of Molmo2's training, sections 8.2 and 8.3.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,17 @@ _COCO_2017 = _COCO.format(zips="{train2017,val2017,test2017}")
 # --- tables of Ai2: one configuration a split, paths of pictures below torch_datasets -------------
 
 
-def _ai2_row(folder: Path, style: str, row: Row) -> Row:
-    """A row whose questions may be branches; style and metadata of the row stay with it."""
+_QUESTION = ("question", "answers", "answer", "options", "answer_idx", "explanation", "style")
+_DIRECT = ("question", "answers", "answer", "style")
+
+
+def _ai2_row(folder: Path, style: str, kept: Sequence[str], row: Row) -> Row:
+    """A row whose questions may be branches."""
     image = row.get("image")
     media: dict[str, Any] = {"image": below(folder, image)} if isinstance(image, str) else {}
     several = row.get("images") if image is None else image
     if not media and several is not None:
         media = {"images": [below(folder, path) for path in several]}
-    kept = ("question", "answers", "answer", "options", "answer_idx", "explanation", "style")
     fields = {name: row[name] for name in kept if row.get(name) is not None}
     if row.get("message_list") is not None:
         fields["message_list"] = [
@@ -58,8 +62,9 @@ def _register_ai2(
     steps: str,
     *,
     style: str | None = None,
+    kept: Sequence[str] = _QUESTION,
     splits: tuple[str, ...] = ("train", "validation"),
-    licence: str = "CC-BY-4.0",
+    licence: str = "see the source",
     groups: tuple[str, ...] = ("image_academic",),
     read: Any = None,
 ) -> None:
@@ -75,7 +80,7 @@ def _register_ai2(
         folder = pictures_folder(root)
         table = hub_table(root, repo, "train", config=split, read=read)
         need(folder / pictures)
-        return MappedRows(table, partial(_ai2_row, folder, style or name))
+        return MappedRows(table, partial(_ai2_row, folder, style or name, kept))
 
 
 _register_ai2(
@@ -85,9 +90,10 @@ _register_ai2(
     _COCO_2014,
     style="vqa2",
     splits=("train", "validation", "test"),
+    licence="CC-BY-4.0",
 )
 _register_ai2("okvqa", "allenai/molmo2-okvqa", "images/coco", _COCO_2014)
-_register_ai2("a_okvqa_da", "allenai/molmo2-a-ok-vqa", "images/coco", _COCO_2017)
+_register_ai2("a_okvqa_da", "allenai/molmo2-a-ok-vqa", "images/coco", _COCO_2017, kept=_DIRECT)
 _register_ai2("a_okvqa_mc", "allenai/molmo2-a-ok-vqa", "images/coco", _COCO_2017)
 _register_ai2(
     "tally_qa",
@@ -103,6 +109,7 @@ _register_ai2(
     "Unpack https://dl.fbaipublicfiles.com/textvqa/images/{train_val_images,test_images}.zip in "
     "{root}/torch_datasets/text_vqa.",
     splits=("train", "validation", "test"),
+    licence="CC-BY-4.0",
 )
 
 

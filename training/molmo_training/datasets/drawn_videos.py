@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from molmo_core.clips import Clip, draw_frames, sample_clip
 from molmo_core.pixels import resize_bilinear
+from molmo_core.prompts import verb_prompt
 from molmo_core.scene_questions import attribute_questions
 from molmo_core.scenes import Query, Scene, grid_place, sample_queries
 from molmo_core.videos import VideoInfo
@@ -109,7 +110,7 @@ def draw_points(rng: np.random.Generator) -> Row:
         part: dict[str, Any] = {"style": style, "label": spoken(query.label), "about": about}
         moments = {k: times_s[int(rng.integers(len(times_s)))] for k in about}
         if style == "video_point" and rng.random() < 0.7:
-            part |= {**as_asked("point", query, has_video=True), "rates": [1, 0]}
+            part["prompt"] = verb_prompt("point", query.label, has_video=True)
             moments = dict.fromkeys(about, 0.0)
         parts.append({**part, "points": _point_moments(video, moments)})
     return _row(video, parts)

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from molmo_core.errors import DataError
@@ -142,10 +142,10 @@ def _csv(path: Path, read: Callable[[Mapping[str, str]], Row]) -> ListedRows:
 
 def below(folder: Path, relative: Any) -> Path:
     """A path that a row names inside a folder. Raises DataError for one that leads out of it."""
-    path = folder / str(relative)
-    if not path.resolve().is_relative_to(folder.resolve()):
+    path = PurePosixPath(str(relative))
+    if path.is_absolute() or ".." in path.parts:
         raise DataError(f"a row names {str(relative)[:80]!r}, which is not below {folder}")
-    return path
+    return folder / path
 
 
 def listed(value: Any) -> list[Any]:

@@ -12,8 +12,6 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
-
 from molmo_training.data.formatting.row import Row
 from molmo_training.data.rows import RowTable
 
@@ -31,24 +29,28 @@ class ListedRows:
         return self.rows[index]
 
 
-@dataclass(frozen=True)
 class LazyTable:
-    """Reads its table when it is first asked, in each process for itself."""
+    """Reads its table when it is first asked, in each process for itself; a length that is known
+    goes along to other processes, so that they read only tables of which they need rows."""
 
-    read: Callable[[], RowTable]
+    def __init__(self, read: Callable[[], RowTable]) -> None:
+        self.read = read
+        self._n_rows: int | None = None
 
     @cached_property
     def _table(self) -> RowTable:
         return self.read()
 
     def __len__(self) -> int:
-        return len(self._table)
+        if self._n_rows is None:
+            self._n_rows = len(self._table)
+        return self._n_rows
 
     def row(self, index: int) -> Row:
         return self._table.row(index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"read": self.read}
+        return {"read": self.read, "_n_rows": self._n_rows}
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class MappedRows:
 
 @dataclass(frozen=True)
 class ChosenRows:
-    """Some rows of a table, each with what is laid over it."""
+    """Some rows of a table."""
 
     table: RowTable
     chosen: Sequence[int]
@@ -110,10 +112,3 @@ class JoinedRows:
     def row(self, index: int) -> Row:
         which = bisect.bisect_right(self._ends, index)
         return self.tables[which].row(index - (self._ends[which - 1] if which else 0))
-
-
-def held_out(n_rows: int, n_held: int, seed: int, *, is_held: bool) -> np.ndarray:
-    """The numbers of the rows that are held out of training, or of those that are not."""
-    order = np.random.default_rng(seed).permutation(n_rows)
-    n_held = min(n_held, n_rows // 2)
-    return order[:n_held] if is_held else order[n_held:]

@@ -46,7 +46,7 @@ def _kept(most_tokens: int, rows: RecordRows) -> RowTable:
         if not (is_empty or has_special)
         and kind not in _KINDS_LEFT_OUT
         and source not in _SOURCES_LEFT_OUT
-        and n_tokens <= most_tokens
+        and (n_tokens or 0) <= most_tokens
     ]
     return ChosenRows(rows, chosen)
 

@@ -106,11 +106,11 @@ def _sighting(point: Row) -> Row:
 def _open(name: str, task: str, root: Path, split: str) -> RowTable:
     """Of the annotations saved by dataset and task, else of the repository's own files."""
     found, folder = _SETS[name], videos_folder(root) / "video_track"
+    of_split = found.valid_split or split if split == "validation" else split
     try:
-        table = saved_table(folder / "tracking" / name / task, split)
+        table = saved_table(folder / "tracking" / name / task, of_split)
     except MissingFiles:
         table = hub_table(root, found.repo, split, config=found.config)
-    of_split = found.valid_split if split == "validation" else split
     videos = need(folder / found.home / found.videos.format(split=of_split))
     return MappedRows(table, partial(_track_row, videos, STYLES[task]))
 
@@ -124,7 +124,7 @@ def _register(name: str, task: str) -> None:
         groups=("tracking",),
         source=f"Hugging Face: {found.repo}; videos: {found.source}",
         splits=splits,
-        licence="annotations ODC-BY-1.0; videos: terms of their source, often for research only",
+        licence="see the sources; videos often for research only",
         manual=f"{hub_steps(found.repo)} Write each video of {found.source} as mp4 at the rate of "
         "its annotations (column fps) to {root}/video_datasets/video_track/"
         f"{found.home}/{found.videos.format(split='SPLIT')}/NAME.mp4.",

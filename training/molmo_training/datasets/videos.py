@@ -140,7 +140,8 @@ def _llava_rows(folder: Path, kind: str, content: Sequence[Row]) -> list[Row]:
     for item in content:
         turns = [turn["value"] for turn in item["conversations"]]
         pairs = list(zip(turns[::2], turns[1::2], strict=False))
-        rows.append({"video": below(folder, item["video"]), "pairs": pairs, "kind": kind})
+        video = below(folder, item["video"])
+        rows.append({"video": video, "pairs": pairs, "kind": kind})
     return rows
 
 

@@ -25,15 +25,15 @@ from molmo_training.data.lanes import RowSource, StreamConfig
 from molmo_training.data.mixture import Group, Part, Share, effective_shares
 from molmo_training.data.own.table import open_tables
 from molmo_training.data.rows import FormattedRows, RowTable
-from molmo_training.data.stream import PackedStream
 from molmo_training.data.tokenize import Tokenizing
 from molmo_training.data.tree import TreeLimits
 from molmo_training.datasets.registry import data_folder, open_dataset
 from molmo_training.freezing import GroupCount, freeze
+from molmo_training.launch.held_out import HeldOutPacks
 from molmo_training.lora import add_adapters
 from molmo_training.parallel.mesh import Mesh
 from molmo_training.recipes import tiny
-from molmo_training.train_config import DatasetSettings, ModelConfig, TrainConfig
+from molmo_training.train_config import DatasetSettings, HeldOutConfig, ModelConfig, TrainConfig
 from molmo_training.vocabulary import load_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -66,9 +66,7 @@ class Plan:
         self.sources = self._sources("train", _names(config.data.mixture))
         self.shares: tuple[Share, ...] = effective_shares(config.data.mixture, self.sizes)
         self.counts = self._counted()
-        self.held_out_sources = [
-            self._sources(held_out.split, [held_out.dataset]) for held_out in config.data.held_out
-        ]
+        self.held_out = [self._held_out(held_out) for held_out in config.data.held_out]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -108,17 +106,6 @@ class Plan:
                 "model.object_lessons needs whole rows; set parallel.context_degree to 1"
             )
 
-    def held_out_stream(self, place: int, *, rank: int, n_readers: int) -> tuple[PackedStream, int]:
-        """The batches of a held-out set from its begin, and how many of them are looked at."""
-        held_out, data = self.config.data.held_out[place], self.config.data
-        mixture = Group(name=held_out.name, parts=(Part(dataset=held_out.dataset, rate=1.0),))
-        at_a_time = n_readers * data.packs_per_batch
-        n_batches = max(held_out.n_packs // at_a_time, 1)
-        config = replace(self.stream_config, mixture=mixture, buffer_size=8)
-        return PackedStream(
-            config, self.held_out_sources[place], rank=rank, world_size=n_readers
-        ), n_batches
-
     @cached_property
     def tokenizing(self) -> Tokenizing:
         data, start = self.config.data, self.start
@@ -149,6 +136,17 @@ class Plan:
                 media=replace(media, p_high_res=special.p_high_res or media.p_high_res),
             )
         return sources
+
+    def _held_out(self, held_out: HeldOutConfig) -> HeldOutPacks:
+        data = self.config.data
+        return HeldOutPacks(
+            name=held_out.name,
+            source=self._sources(held_out.split, [held_out.dataset])[held_out.dataset],
+            n_examples=held_out.n_examples,
+            budgets=data.budgets,
+            buffer_size=data.buffer_size,
+            packs_per_batch=data.packs_per_batch,
+        )
 
     def _counted(self) -> list[GroupCount]:
         """Parameters that are trained and frozen; patterns that match nothing are found here."""

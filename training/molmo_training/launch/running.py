@@ -7,11 +7,10 @@ Knows: the order of these things. Does not know: what a step does (`trainer`), w
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from molmo_training import ranks
 from molmo_training.checkpoints.adapters import write_adapter_config
 from molmo_training.checkpoints.opened import RUN_SETTINGS, load_model
 from molmo_training.compute import device_of
-from molmo_training.data.example import Batch
 from molmo_training.dropout import set_dropout
 from molmo_training.forward import Forward
 from molmo_training.launch.following import Following
@@ -63,7 +61,7 @@ def train(plan: Plan, folder: Path) -> Trainer:
         saved = states.saved()
         if saved is not None:
             check_same(saved.config, config.document(), may_differ=MAY_DIFFER)
-        stopping = stack.enter_context(Stopping())
+        stopping = stack.enter_context(Stopping(time_limit_s=config.saving.time_limit_s))
         model = prepared_model(plan, device_of(config.compute, local_rank))
         if ranks.rank() == 0:
             write_settings(plan, folder)
@@ -150,8 +148,10 @@ def _trainer(
         forward=forward,
         lessons=lessons,
         held_out=[
-            HeldOut(name=held_out.name, batches=partial(_held_out, plan, mesh, place))
-            for place, held_out in enumerate(config.data.held_out)
+            HeldOut(
+                name=held_out.name, batches=partial(held_out.batches, mesh.dp_rank, mesh.dp_size)
+            )
+            for held_out in plan.held_out
         ],
         data_state=stream.state,
         n_micro_batches=plan.micro_batches(mesh.dp_size),
@@ -159,11 +159,6 @@ def _trainer(
         description=config.document(),
         **parts,
     )
-
-
-def _held_out(plan: Plan, mesh: Mesh, place: int) -> Iterator[Batch]:
-    stream, n_batches = plan.held_out_stream(place, rank=mesh.dp_rank, n_readers=mesh.dp_size)
-    return islice(stream, n_batches)
 
 
 def _sinks(plan: Plan, folder: Path, first_step: int) -> Sequence[Sink]:

@@ -31,6 +31,9 @@ class ParallelConfig:
     """With `shard`: how many times all weights are held, each split over the ranks of a replica;
     1 is FSDP, one a machine is HSDP."""
     shard: Literal["none", "fsdp"] = "none"
+    gather_bf16: bool = False
+    """With `shard`: gather and use weights in bfloat16, half of the traffic; they are kept, and
+    gradients summed, in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class Mesh:
     cp_rank: int = 0
     cp_size: int = 1
     context_kind: ContextKind = "ulysses"
+    gather_bf16: bool = False
     device_type: str = "cpu"
     device_mesh: DeviceMesh | None = None
     """Dimensions "replicate", "shard" and "cp"; None for one process."""
@@ -94,6 +98,7 @@ def make_mesh(config: ParallelConfig, device_type: str = "cpu") -> Mesh:
         cp_rank=rank % context,
         cp_size=context,
         context_kind=config.context_kind,
+        gather_bf16=config.gather_bf16,
         device_type=device_type,
         device_mesh=device_mesh,
         weights_mesh=_weights_mesh(world, replicas, device_type) if is_sharded else None,

@@ -18,19 +18,12 @@ from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training.parallel.mesh import Mesh
 
 
-def shard_model(
-    model: Molmo2ForConditionalGeneration,
-    mesh: Mesh,
-    *,
-    param_dtype: torch.dtype | None = None,
-    reduce_dtype: torch.dtype = torch.float32,
-) -> None:
+def shard_model(model: Molmo2ForConditionalGeneration, mesh: Mesh) -> None:
     """Split the weights of `model` over the mesh, in place; nothing where it is not sharded.
 
     Each layer of decoder and tower, pooling, projector and embedding are gathered when they run.
     The final norm and the head stay whole from the forward pass to the backward pass, for losses
-    that read the head in pieces. Weights are gathered as `param_dtype` (None: as they are) and
-    keep their own type in between; gradients are summed as `reduce_dtype`.
+    that read the head in pieces.
 
     Do this before the optimizer is made and after the weights are loaded; `Forward` is what runs a
     sharded model.
@@ -42,7 +35,9 @@ def shard_model(
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # Inputs stay as they are: rotary angles in bfloat16 would be of no use.
     policy = MixedPrecisionPolicy(
-        param_dtype=param_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False
+        param_dtype=torch.bfloat16 if mesh.gather_bf16 else None,
+        reduce_dtype=torch.float32,
+        cast_forward_inputs=False,
     )
     inner, last = _units(model)
     for unit in inner:

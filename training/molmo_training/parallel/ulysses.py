@@ -28,6 +28,7 @@ class Ulysses:
         self._whole, self._group = whole, group
         self._n_ranks = dist.get_world_size(group)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """(B, H, S / R, D) and twice (B, K, S / R, D) → (B, H, S / R, D)."""
         n_heads, n_kv_heads = q.shape[1], k.shape[1]

@@ -39,7 +39,7 @@ def prepare_command(
     dtype: Annotated[Literal["float32", "bfloat16"], Parameter(help="Of the weights")] = "float32",
     crop_px: Annotated[int | None, Parameter(help="Side of the crops that the tower sees")] = None,
     vit_layers: Annotated[
-        tuple[int, ...], Parameter(help="Layers of the tower that are read")
+        tuple[int, ...], Parameter(negative=(), help="Layers of the tower that are read")
     ] = VIT_LAYERS,
     seed: Annotated[int, Parameter(help="Of what is drawn: connector and new tokens")] = 0,
 ) -> None:

@@ -165,7 +165,7 @@ def _open_vit(
 ) -> VitPart:
     config = vit_config_of(vision, input_px=input_px, n_layers=n_layers)
     pixels = _pixels(source.folder)
-    weights = vit_weights(source.weights, vision.model_type, config, pixels)
+    weights = vit_weights(source.weights, vision, config, pixels)
     return VitPart(name=name, config=config, weights=weights)
 
 

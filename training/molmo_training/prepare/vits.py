@@ -161,17 +161,17 @@ def vit_config_of(
 
 
 def vit_weights(
-    weights: Weights, model_type: str, config: Molmo2VitConfig, pixels: Pixels | None = None
+    weights: Weights, theirs: Any, config: Molmo2VitConfig, pixels: Pixels | None = None
 ) -> Weights:
-    """The tower's tensors, all its layers; `pixels` None: as the family has them.
+    """The tensors of the tower that `theirs` configures, as `config` has them.
 
-    Raises CheckpointError.
+    `pixels` None: as the family has them. Raises CheckpointError.
     """
-    family = FAMILIES[model_type]
+    family = FAMILIES[theirs.model_type]
     plain = Renamed(weights, {_plain(name): name for name in weights.shapes()})
     derivations = {PREFIX + name: d for name, d in _derivations(family, config, pixels).items()}
     beyond = tuple(
-        f"{family.layers}.{k}.*" for k in range(config.num_hidden_layers, _n_layers(plain, family))
+        f"{family.layers}.{k}.*" for k in range(config.num_hidden_layers, theirs.num_hidden_layers)
     )
     check_used(plain, derivations, family.unused + beyond)
     derived = Derived(plain, derivations)
@@ -269,13 +269,3 @@ def _plain(name: str) -> str:
     for prefix in _PREFIXES:
         name = name.removeprefix(prefix)
     return name
-
-
-def _n_layers(weights: Weights, family: Family) -> int:
-    start = f"{family.layers}."
-    numbers = [
-        int(name.removeprefix(start).split(".")[0])
-        for name in weights.shapes()
-        if name.startswith(start)
-    ]
-    return max(numbers, default=-1) + 1

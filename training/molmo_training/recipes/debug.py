@@ -23,7 +23,7 @@ DEBUG_OPTIM = OptimConfig(
 def debug_data(name: str, **settings: Any) -> DataConfig:
     """A mixture of drawn scenes in packs that a CPU computes in about a second."""
     groups, special = mixture(name)
-    held_out = HeldOutConfig(name="val", dataset="drawn_points", n_packs=4)
+    held_out = HeldOutConfig(name="val", dataset="drawn_points", n_examples=24)
     return DataConfig(
         **{
             "mixture": groups,

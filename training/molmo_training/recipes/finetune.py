@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from molmo_training.compute import ComputeConfig
 from molmo_training.data.mixture import Group, Part
 from molmo_training.data.own.table import open_tables
 from molmo_training.data.packing import Budgets
@@ -35,13 +36,13 @@ def finetune() -> TrainConfig:
             budgets=Budgets(n_tokens=4096, n_crops=32),
             packs_per_step=8,
             weighting=ROOTS,
-            buffer_size=16,
         ),
         optim=OptimConfig(
             llm=GroupConfig(lr=1e-5, warmup_steps=20),
             connector=GroupConfig(lr=5e-6, warmup_steps=20),
             vit=GroupConfig(lr=5e-6, warmup_steps=20),
         ),
+        compute=ComputeConfig(compile_blocks=False),
         saving=SavingConfig(publish_name="finetuned"),
         log_every=5,
         save_every=100,

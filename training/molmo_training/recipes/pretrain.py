@@ -44,8 +44,8 @@ def pretrain() -> TrainConfig:
             weighting=Weighting(root_subsegments=True),
             seed=95_818,
             held_out=(
-                HeldOutConfig(name="val", dataset="pixmo_cap_with_transcripts", n_packs=1024),
-                HeldOutConfig(name="caption_val", dataset="pixmo_cap", n_packs=1024),
+                HeldOutConfig(name="val", dataset="pixmo_cap_with_transcripts"),
+                HeldOutConfig(name="caption_val", dataset="pixmo_cap"),
             ),
         ),
         optim=OptimConfig(

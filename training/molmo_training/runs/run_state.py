@@ -19,19 +19,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
-from molmo_core.errors import MolmoError, TrainingError
+from molmo_core.errors import TrainingError
 from molmo_training.data.stream import merge_states
 from molmo_training.runs import step_folder as folders
 from molmo_training.runs.random_states import random_state, restore_random_state, seed_new_rank
+from molmo_training.runs.ranks import Ranks
 from molmo_training.runs.saved import (
     CONFIG,
     DATA,
@@ -40,6 +40,7 @@ from molmo_training.runs.saved import (
     RANDOM,
     Saved,
     check_is_new,
+    check_room,
     read_saved,
     remove_after,
 )
@@ -51,12 +52,12 @@ from molmo_training.runs.tensors import (
     reason_of,
     restore_tensors,
     save_tensors,
+    state_bytes,
 )
 
 logger = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +108,7 @@ class RunState:
             raise TrainingError(f"keep is {keep}; at least 1 state has to stay, or None for all")
         self.folder, self.keep, self.is_async = folder, keep, is_async
         self._merge_data, self._on_saved = merge_data, on_saved
-        is_distributed = dist.is_available() and dist.is_initialized()
-        # A group of its own: saves talk behind the training, whose groups are busy, over the CPU.
-        self._group = dist.new_group(backend="gloo") if is_distributed else None
-        self.rank = dist.get_rank() if is_distributed else 0
-        self.world_size = dist.get_world_size() if is_distributed else 1
+        self._ranks = Ranks()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="run-state")
         self._writing: Future[int] | None = None
         self._at: int | None = None
@@ -121,6 +118,17 @@ class RunState:
     def latest(self) -> int | None:
         """The last step whose state is whole. No other rank is asked."""
         return folders.latest_step(self.folder)
+
+    def check_room(
+        self,
+        *,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer] = (),
+        beside: nn.Module | None = None,
+    ) -> None:
+        """Raise TrainingError, on every rank, unless the disk has room for one state more."""
+        n_bytes = state_bytes(joined(model, beside), optimizers)
+        self._ranks.on_first(lambda: check_room(self.folder, n_bytes))
 
     def save(
         self,
@@ -142,16 +150,14 @@ class RunState:
         self.wait()
         if step == self._at:
             return
-        self._on_first(lambda: check_is_new(self.folder, step))
+        self._ranks.on_first(lambda: check_is_new(self.folder, step))
         both = joined(model, beside)
         tensors = model_tensors(both) | optimizer_tensors(both, optimizers)
         if self.is_async:
             tensors = cast(dict[str, Tensor], self._stager.stage(tensors))
         staged = _Staged(
             step=step,
-            tensors=cast(
-                dict[str, Tensor], self._stager.stage(tensors) if self.is_async else tensors
-            ),
+            tensors=tensors,
             shared={
                 CONFIG: _json_copy(config),
                 PROGRESS: _json_copy(progress),
@@ -184,12 +190,12 @@ class RunState:
         Every rank has to ask. Raises CheckpointError when `step` has no whole state.
         """
         self.wait()
-        return self._on_first(lambda: read_saved(self.folder, step))
+        return self._ranks.on_first(lambda: read_saved(self.folder, step))
 
     def discard_after(self, step: int) -> None:
         """Remove the states after `step`, to go on from an earlier one. Every rank has to ask."""
         self.wait()
-        self._on_first(lambda: remove_after(self.folder, step))
+        self._ranks.on_first(lambda: remove_after(self.folder, step))
 
     def restore(
         self,
@@ -212,13 +218,13 @@ class RunState:
             joined(model, beside),
             optimizers,
             folders.read_json(saved.folder, OPTIMIZERS),
-            self._group,
+            self._ranks.group,
         )
         ranks = folders.read_json(saved.folder, RANDOM)
-        if self.rank < len(ranks):
-            restore_random_state(ranks[self.rank])
+        if self._ranks.rank < len(ranks):
+            restore_random_state(ranks[self._ranks.rank])
         else:
-            seed_new_rank(saved.step, self.rank)
+            seed_new_rank(saved.step, self._ranks.rank)
         self._at = saved.step
         return saved
 
@@ -226,19 +232,26 @@ class RunState:
         """Behind the training, on all ranks. Returns the step; raises TrainingError on all."""
         partial = folders.partial_folder(self.folder, staged.step)
         try:
-            self._on_first(lambda: folders.start_partial(self.folder, staged.step))
-            save_tensors(partial / folders.TENSORS, staged.tensors, self._group)
-            ranks = self._gather((_files_of(partial, self.rank), staged.data, staged.random))
-            folder = self._on_first(lambda: self._complete(staged, ranks))
+            self._ranks.on_first(lambda: folders.start_partial(self.folder, staged.step))
+            save_tensors(partial / folders.TENSORS, staged.tensors, self._ranks.group)
+            files = _files_of(partial, self._ranks.rank)
+            parts = self._ranks.gather((files, staged.data, staged.random))
+            folder = self._ranks.on_first(lambda: self._complete(staged, parts))
         except (OSError, CheckpointException, TrainingError) as error:
-            if self.rank == 0:
+            if self._ranks.rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(self._not_saved(staged.step, error)) from error
-        self._on_first(lambda: self._follow(folder))
+        try:
+            self._ranks.on_first(lambda: self._follow(folder))
+        except (OSError, TrainingError) as error:
+            raise TrainingError(
+                f"{folder.name} is saved; what was to follow on it failed ({reason_of(error)})"
+            ) from error
         return staged.step
 
-    def _complete(self, staged: _Staged, ranks: Sequence[tuple[list[str], Any, Any]]) -> Path:
-        files, data, random = zip(*ranks, strict=True)
+    def _complete(self, staged: _Staged, parts: Sequence[tuple[list[str], Any, Any]]) -> Path:
+        """On rank 0: `parts` are files, data state and random state of each rank."""
+        files, data, random = zip(*parts, strict=True)
         partial = folders.partial_folder(self.folder, staged.step)
         if unseen := sorted(set().union(*files) - set(_files_of(partial))):
             raise TrainingError(
@@ -246,7 +259,7 @@ class RunState:
                 "folder has to be one that all ranks share"
             )
         documents = {**staged.shared, DATA: self._merge_data(data), RANDOM: list(random)}
-        return folders.complete(self.folder, staged.step, documents, world_size=self.world_size)
+        return folders.complete(self.folder, staged.step, documents, world_size=self._ranks.size)
 
     def _follow(self, folder: Path) -> None:
         """What a new state is for, and what it makes superfluous."""
@@ -263,34 +276,10 @@ class RunState:
         stands = "no state is there yet" if last is None else f"that of step {last} stands"
         if not _is_full(error):
             return f"the state of step {step} is not saved ({reason_of(error)}); {stands}"
-        free_gb = shutil.disk_usage(self.folder).free / 1e9
         return (
-            f"the state of step {step} is not saved, the disk of {self.folder.name!r} is full "
-            f"({free_gb:.1f} GB are free); {stands}. Make room or keep fewer states; the training "
-            "may go on and save again"
+            f"the state of step {step} is not saved, the disk of {self.folder.name!r} is full; "
+            f"{stands}. Make room or keep fewer states; the training may go on and save again"
         )
-
-    def _on_first(self, work: Callable[[], _T]) -> _T:
-        """What rank 0 makes of it, on all ranks; what it raises, too."""
-        outcome: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                outcome[0] = work()
-            except (OSError, MolmoError) as error:
-                outcome[1] = error
-        if self._group is not None:
-            dist.broadcast_object_list(outcome, src=0, group=self._group)
-        if outcome[1] is not None:
-            raise outcome[1]
-        result: _T = outcome[0]
-        return result
-
-    def _gather(self, value: _T) -> list[_T]:
-        if self._group is None:
-            return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
 
 
 def _files_of(partial: Path, rank: int | None = None) -> list[str]:

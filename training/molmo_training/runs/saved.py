@@ -5,6 +5,7 @@ Knows: the documents of a state. Does not know: tensors, ranks, who saves.
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,17 @@ def check_is_new(run: Path, step: int) -> None:
         raise TrainingError(
             f"step {step} is to be saved in {run.name!r}, which has a state of step {last}: go on "
             "from that one, take another folder, or remove what came later (`discard_after`)"
+        )
+
+
+def check_room(run: Path, n_bytes: int) -> None:
+    """Raises TrainingError when a state of so many bytes does not fit on the run's disk."""
+    run.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(run).free
+    if free < n_bytes:
+        raise TrainingError(
+            f"a state takes about {n_bytes / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on the disk "
+            f"of {run.name!r}: make room, or train in another folder"
         )
 
 

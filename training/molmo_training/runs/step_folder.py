@@ -43,15 +43,17 @@ def partial_folder(run: Path, step: int) -> Path:
 
 
 def whole_steps(run: Path) -> list[int]:
-    """The steps of which the run has a whole state, ascending; those that were cut are told."""
-    return [step for step in _named_steps(run) if _is_told_whole(step_folder(run, step))]
+    """The steps of which the run has a whole state, ascending."""
+    return [step for step in _named_steps(run) if missing_of(step_folder(run, step)) is None]
 
 
 def latest_step(run: Path) -> int | None:
-    """The last step with a whole state."""
+    """The last step with a whole state; those after it that were cut are told in the log."""
     for step in reversed(_named_steps(run)):
-        if _is_told_whole(step_folder(run, step)):
+        folder = step_folder(run, step)
+        if (missing := missing_of(folder)) is None:
             return step
+        logger.warning("%s is left out, it is no whole state: %s", folder.name, missing)
     return None
 
 
@@ -140,13 +142,6 @@ def _children(run: Path) -> Iterator[Path]:
 def _named_steps(run: Path) -> list[int]:
     matches = (_STEP.fullmatch(path.name) for path in _children(run) if path.is_dir())
     return sorted(int(match[1]) for match in matches if match)
-
-
-def _is_told_whole(folder: Path) -> bool:
-    missing = missing_of(folder)
-    if missing is not None:
-        logger.warning("%s is left out, it is no whole state: %s", folder.name, missing)
-    return missing is None
 
 
 def _write_json(path: Path, document: Any) -> None:

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
-import torch.distributed as dist
+from molmo_training.runs.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,6 @@ ONE_REQUEST_S = 1.0
 class Stopping:
     """Watches for requests to end while it is entered; every rank makes one.
 
-    Enter it before the workers of a loader start: forked ones then leave SIGINT to this process.
     The handlers that were there come back on leaving. Only the main thread may enter it.
     """
 
@@ -40,8 +38,7 @@ class Stopping:
         one_request_s: float = ONE_REQUEST_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        is_distributed = dist.is_available() and dist.is_initialized()
-        self._group = dist.new_group(backend="gloo") if is_distributed else None
+        self._ranks = Ranks()
         self._one_request_s, self._clock = one_request_s, clock
         self._ends_s = None if time_limit_s is None else clock() + time_limit_s
         self._time_limit_s = time_limit_s
@@ -75,18 +72,17 @@ class Stopping:
     def agreed(self) -> bool:
         """Whether any rank wants to end. All ranks ask after the same step and hear the same."""
         reason = self.reason
-        is_wanted = reason is not None
-        if self._group is not None:
-            votes = torch.tensor(int(is_wanted))
-            dist.all_reduce(votes, dist.ReduceOp.MAX, group=self._group)
-            is_wanted = bool(votes)
+        is_wanted = self._ranks.any(reason is not None)
         if is_wanted:
             logger.info("the run ends after this step: %s", reason or "another rank was asked to")
         return is_wanted
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            return  # a forked worker of the loader: its process ends it
+        if os.getpid() != self._pid:  # a forked child, of which the run's process takes care
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
         now_s = self._clock()
         if self._signal is None:
             self._signal, self._signalled_s = signal.Signals(number), now_s

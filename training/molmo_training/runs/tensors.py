@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -79,13 +79,19 @@ def optimizer_document(both: nn.Module, optimizers: Sequence[Optimizer]) -> dict
     return {"groups": groups, "numbers": numbers}
 
 
+def state_bytes(both: nn.Module, optimizers: Sequence[Optimizer]) -> int:
+    """About how much a state takes on disk: weights, and two moments of each trained parameter."""
+    n_bytes = sum(tensor.nbytes for tensor in model_tensors(both).values())
+    return n_bytes + sum(2 * one.parameter.nbytes for one in _trained(both, optimizers))
+
+
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor], group: ProcessGroup | None) -> None:
     """Write the tensors, each rank its shards; what all ranks hold is written once.
 
     Raises CheckpointException, on all ranks, with the errors of those that failed.
     """
     _expect_one_process()
-    writer = FileSystemWriter(folder)
+    writer = Writer(folder)
     save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
@@ -259,6 +265,13 @@ def _set_groups(optimizer: Optimizer, saved: Sequence[Mapping[str, Any]]) -> Non
                 group[key] = tuple(value) if isinstance(value, list) else value
 
 
+class Writer(FileSystemWriter):
+    """torch's writer, whose table of contents does not name a folder of this machine."""
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
+
+
 class _Reader(FileSystemReader):
     """torch's reader, whose table of contents may name nothing but what such a table needs."""
 
@@ -266,7 +279,7 @@ class _Reader(FileSystemReader):
         """What the files hold. Raises CheckpointError."""
         try:
             entries = self.read_metadata().state_dict_metadata
-        except (OSError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        except (OSError, EOFError, AttributeError, ImportError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"the table of contents in {Path(self.path).parent.name!r} cannot be read "
                 f"({reason_of(error)}); go on from an earlier step"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,9 @@ class LossWeight:
 
 
 UNCHANGED = LossWeight()
+
+MOST_OBJECTS = 62
+"""The highest number that a marked object may have."""
 
 _SHARED_FIELDS = (
     "style",
@@ -134,7 +138,10 @@ def _about(part: Row) -> tuple[int, ...]:
     """The marked objects that the answer is about, of rows that have `objects`."""
     if part.get("about") is None:
         return ()
-    return tuple(int(n) for n in items(part, "about"))
+    numbers = [int(n) if isinstance(n, Integral) else -1 for n in items(part, "about")]
+    if not all(0 <= n <= MOST_OBJECTS for n in numbers):
+        raise invalid(part, "about", f"numbers of objects, from 0 to {MOST_OBJECTS}")
+    return tuple(numbers)
 
 
 def _parts(row: Row) -> Sequence[Row]:

@@ -26,7 +26,9 @@ from molmo_training.datasets.commands import list_command
 from molmo_training.recipes.finetune import finetune
 
 app = App(
-    name="molmo data", help="Check and show training data; list known datasets.", version_flags=()
+    name="molmo data",
+    help="Check and show training data of your own; list the datasets by name.",
+    version_flags=(),
 )
 app.command(list_command, name="list")
 
