@@ -135,6 +135,11 @@ class Video(Protocol):
     @property
     def info(self) -> VideoInfo: ...
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Of a frame as it is displayed; a turned file says of itself how it is stored."""
+        ...
+
     def frames_at(self, times_s: Sequence[float], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
         """(T, H, W, 3), seconds from the first frame."""
         ...
@@ -161,6 +166,15 @@ class VideoFile:
         except InvalidMedia as error:
             raise unreadable(self.source, "video", _cause(error)) from error
         return frames
+
+    @cached_property
+    def size_hw(self) -> tuple[int, int]:
+        """Of the first frame, which is decoded: few rows ask."""
+        try:
+            height, width = decode_frames(self.source, [0.0], info=self.info).shape[1:3]
+        except InvalidMedia as error:
+            raise unreadable(self.source, "video", _cause(error)) from error
+        return height, width
 
 
 def _cause(error: Exception) -> Exception:
@@ -190,8 +204,7 @@ class _Frame:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        info = self.frames.video.info
-        return info.height_px, info.width_px, 3
+        return (*self.frames.video.size_hw, 3)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
         times_s = [self.frames.file_times_s[self.index]]
