@@ -7,12 +7,13 @@ Knows: files, EXIF orientation, transparency. Does not know: rows, crops, which 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any, Protocol, overload
+from typing import Any, BinaryIO, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from molmo_training.data.example import Picture
 Source = bytes | str | PathLike[str]
 _EXIF_ORIENTATION = 0x0112
 _TURNED = frozenset([5, 6, 7, 8])
+_PNG_HEAD_BYTES = 8
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -50,8 +52,8 @@ class PictureFile:
         """(H, W, 3) as displayed, of the header. Raises InvalidMedia."""
         try:
             with _opened(self.source) as picture:
-                turned = picture.getexif().get(_EXIF_ORIENTATION) in _TURNED
                 width, height = picture.size
+                turned = _is_turned(picture)
         except _UNREADABLE as error:
             raise unreadable(self.source, "picture", error) from error
         return (width, height, 3) if turned else (height, width, 3)
@@ -62,6 +64,28 @@ class PictureFile:
                 return np.asarray(_on_white(ImageOps.exif_transpose(picture)))
         except _UNREADABLE as error:
             raise unreadable(self.source, "picture", error) from error
+
+
+def _is_turned(picture: Image.Image) -> bool:
+    """As its EXIF data say. Pillow would decode a PNG to look for them behind its pixels."""
+    file = getattr(picture, "fp", None)
+    if picture.format == "PNG" and "exif" not in picture.info and file is not None:
+        position = file.tell()
+        is_plain = b"eXIf" not in _png_chunks(file)
+        file.seek(position)
+        if is_plain:
+            return False
+    return picture.getexif().get(_EXIF_ORIENTATION) in _TURNED
+
+
+def _png_chunks(file: BinaryIO) -> list[bytes]:
+    """The names of its chunks; a file that ends early has no more."""
+    names = []
+    file.seek(_PNG_HEAD_BYTES)
+    while len(head := file.read(8)) == 8:
+        names.append(head[4:])
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return names
 
 
 @contextmanager
