@@ -7,12 +7,13 @@ Knows: files, EXIF orientation, transparency. Does not know: rows, crops, which 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any, Protocol, overload
+from typing import Any, BinaryIO, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from molmo_training.data.example import Picture
 Source = bytes | str | PathLike[str]
 _EXIF_ORIENTATION = 0x0112
 _TURNED = frozenset([5, 6, 7, 8])
+_PNG_HEAD_BYTES = 8
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -50,8 +52,8 @@ class PictureFile:
         """(H, W, 3) as displayed, of the header. Raises InvalidMedia."""
         try:
             with _opened(self.source) as picture:
-                turned = picture.getexif().get(_EXIF_ORIENTATION) in _TURNED
                 width, height = picture.size
+                turned = _is_turned(picture)
         except _UNREADABLE as error:
             raise unreadable(self.source, "picture", error) from error
         return (width, height, 3) if turned else (height, width, 3)
@@ -62,6 +64,28 @@ class PictureFile:
                 return np.asarray(_on_white(ImageOps.exif_transpose(picture)))
         except _UNREADABLE as error:
             raise unreadable(self.source, "picture", error) from error
+
+
+def _is_turned(picture: Image.Image) -> bool:
+    """As its EXIF data say. Pillow would decode a PNG to look for them behind its pixels."""
+    file = getattr(picture, "fp", None)
+    if picture.format == "PNG" and "exif" not in picture.info and file is not None:
+        position = file.tell()
+        is_plain = b"eXIf" not in _png_chunks(file)
+        file.seek(position)
+        if is_plain:
+            return False
+    return picture.getexif().get(_EXIF_ORIENTATION) in _TURNED
+
+
+def _png_chunks(file: BinaryIO) -> list[bytes]:
+    """The names of its chunks; a file that ends early has no more."""
+    names = []
+    file.seek(_PNG_HEAD_BYTES)
+    while len(head := file.read(8)) == 8:
+        names.append(head[4:])
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return names
 
 
 @contextmanager
@@ -111,6 +135,11 @@ class Video(Protocol):
     @property
     def info(self) -> VideoInfo: ...
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Of a frame as it is displayed; a turned file says of itself how it is stored."""
+        ...
+
     def frames_at(self, times_s: Sequence[float], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
         """(T, H, W, 3), seconds from the first frame."""
         ...
@@ -137,6 +166,15 @@ class VideoFile:
         except InvalidMedia as error:
             raise unreadable(self.source, "video", _cause(error)) from error
         return frames
+
+    @cached_property
+    def size_hw(self) -> tuple[int, int]:
+        """Of the first frame, which is decoded: few rows ask."""
+        try:
+            height, width = decode_frames(self.source, [0.0], info=self.info).shape[1:3]
+        except InvalidMedia as error:
+            raise unreadable(self.source, "video", _cause(error)) from error
+        return height, width
 
 
 def _cause(error: Exception) -> Exception:
@@ -166,8 +204,7 @@ class _Frame:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        info = self.frames.video.info
-        return info.height_px, info.width_px, 3
+        return (*self.frames.video.size_hw, 3)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
         times_s = [self.frames.file_times_s[self.index]]
