@@ -43,7 +43,7 @@ _UNREADABLE = (
 
 
 class PictureFile:
-    """A picture in a file, in bytes or opened by Pillow; its pixels are those that a server sees."""
+    """A picture in a file, in bytes or opened by Pillow; its pixels are those a server sees."""
 
     def __init__(self, source: Source | Image.Image) -> None:
         self.source = source
@@ -62,7 +62,8 @@ class PictureFile:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
         try:
             with _opened(self.source) as picture:
-                return rgb_pixels(picture)
+                pixels: NDArray[np.uint8] = rgb_pixels(picture)
+                return pixels
         except (*_UNREADABLE, InvalidMedia) as error:
             raise unreadable(self.source, "picture", error) from error
 
