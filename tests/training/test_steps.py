@@ -18,6 +18,7 @@ from molmo_training import ranks
 from molmo_training.compute import ComputeConfig
 from molmo_training.data.example import Branch, Example, Tokenized
 from molmo_training.data.loader import collate
+from molmo_training.data.packing import pack_rows
 from molmo_training.data.scenes import image_example
 from molmo_training.data.tokenize import Tokenizing
 from molmo_training.dropout import Positions, TokenDropout, set_dropout
@@ -84,6 +85,16 @@ def test_micro_batches_are_one_big_batch(tokenizing: Tokenizing) -> None:
         assert several[name] == pytest.approx(one[name], rel=1e-5), name
     assert_same(gradients(whole), gradients(parts))
     assert (parts.at.examples, parts.at.tokens) == (4, sum(len(r.input_ids) for r in rows))
+
+
+def test_a_pack_is_its_examples_apart(tokenizing: Tokenizing) -> None:
+    rows = rows_of(tokenizing)
+    packed, apart = trainer_of(), trainer_of(n_micro_batches=len(rows))
+    one = packed.advance([collate([pack_rows(rows)])])
+    several = apart.advance([collate([row]) for row in rows])
+    assert several["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert several["loss_weight"] == pytest.approx(one["loss_weight"], rel=1e-6)
+    assert_same(gradients(packed), gradients(apart))
 
 
 def _one_of_two(rows: Sequence[Tokenized]) -> list[Any]:

@@ -57,7 +57,11 @@ def train_command(
         tuple[str, ...],
         Parameter(name="--set", help="A setting by its name, such as optim.llm.lr=2e-5"),
     ] = (),
-    run: Annotated[Path | None, Parameter(help="Folder of the run; else runs/RECIPE")] = None,
+    run: Annotated[
+        Path | None,
+        # torchrun takes a `--run` behind the program's name for an abbreviation of its own option.
+        Parameter(name=("--run", "--folder"), help="Folder of the run; else runs/RECIPE"),
+    ] = None,
     init: Annotated[
         Path | None, Parameter(help="Checkpoint of any form to start from; else model.start")
     ] = None,
@@ -87,10 +91,13 @@ def train_command(
     if dry_run:
         _say(report(plan, n_ranks=int(os.environ.get("WORLD_SIZE", "1"))))
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    is_first = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if is_first else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", stream=sys.stderr)
     folder = run or Path("runs") / recipe
     trainer = train(plan, folder)
-    _say(f"{folder}: step {trainer.at.step:,} of {config.n_steps:,}")
+    if is_first:
+        _say(f"{folder}: step {trainer.at.step:,} of {config.n_steps:,}")
 
 
 def configured(

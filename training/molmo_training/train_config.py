@@ -52,6 +52,11 @@ class ModelConfig:
                 raise TrainingError(
                     f"model.{name} is {getattr(self, name)}; allowed is 0 to below 1"
                 )
+        if self.lora is not None and self.freeze:
+            raise TrainingError(
+                "model.freeze does not go with model.lora, which freezes all that is not in "
+                "model.lora.targets or model.lora.trained: leave one of them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,9 @@ class SavingConfig:
     keep: int | None = 1
     """Newest states that stay; None: all."""
     is_async: bool = True
+    """Write states behind the training."""
+    time_limit_s: float | None = None
+    """Save and end after so long, to go on later; None: not before the last step."""
     publish_to: str | None = None
     """A store that gets every saved state, for servers that follow it."""
     publish_name: str = "molmo2"

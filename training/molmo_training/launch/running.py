@@ -61,7 +61,7 @@ def train(plan: Plan, folder: Path) -> Trainer:
         saved = states.saved()
         if saved is not None:
             check_same(saved.config, config.document(), may_differ=MAY_DIFFER)
-        stopping = stack.enter_context(Stopping())
+        stopping = stack.enter_context(Stopping(time_limit_s=config.saving.time_limit_s))
         model = prepared_model(plan, device_of(config.compute, local_rank))
         if ranks.rank() == 0:
             write_settings(plan, folder)
