@@ -7,8 +7,8 @@ passed on of them (`relay`, the verbs).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
@@ -41,7 +41,7 @@ class EngineEvent:
     """One event as it came, without what ends it."""
 
     raw: bytes
-    observed: list[tuple[int, api.Observation]] = field(default_factory=list)
+    observed: tuple[tuple[int, api.Observation], ...] = ()
     """What it completes, with the index of the choice."""
     is_usage: bool = False
     """It tells what was used, and nothing else."""
@@ -68,14 +68,14 @@ class TextEvent:
             return None
         if (found := _TEXT.search(data)) is None:
             return None
-        before, after = PREFIX + data[: found.end(1)], data[found.end(2) :] + END
+        before, after = PREFIX + data[: found.end(1)], data[found.end(2) :]
         return cls(index=choice["index"], before=before, after=after)
 
-    def text_of(self, chunk: bytes) -> str | None:
-        """Of one event of the same making; None for anything else, and for texts with escapes."""
-        if not chunk.startswith(self.before) or not chunk.endswith(self.after):
+    def text_of(self, raw: bytes) -> str | None:
+        """Of an event of the same making; None for anything else, and for texts with escapes."""
+        if not raw.startswith(self.before) or not raw.endswith(self.after):
             return None
-        text = chunk[len(self.before) : -len(self.after)]
+        text = raw[len(self.before) : -len(self.after)]
         return None if _NOT_PLAIN.search(text) else text.decode()
 
 
@@ -114,26 +114,21 @@ class EngineEvents:
         """As the engine told, which it does at its end."""
         return (self.usage or {}).get("prompt_tokens")
 
-    def feed(self, chunk: bytes) -> Iterable[EngineEvent]:
+    def feed(self, chunk: bytes) -> Iterator[EngineEvent]:
         """Whole events; that of the end, and of a failure, is not among them."""
-        like = self._like
-        if not self._rest and like is not None and (text := like.text_of(chunk)) is not None:
-            found = EngineEvent(chunk[: -len(END)])
-            self._read(like.index, text, None, found)
-            return (found,)
-        return self._split(chunk)
-
-    def _split(self, chunk: bytes) -> Iterator[EngineEvent]:
         *events, self._rest = (self._rest + chunk).split(END)
         for raw in events:
             found = EngineEvent(raw)
-            if raw.startswith(PREFIX):
+            like = self._like
+            if like is not None and (text := like.text_of(raw)) is not None:
+                self._read(like.index, text, None, found)
+            elif raw.startswith(PREFIX):
                 try:
                     self._look_at(raw[len(PREFIX) :], found)
                 except _NO_CHUNK:
                     self.end = "failed"
-            if self.end is not None:
-                return
+                if self.end is not None:
+                    return
             yield found
 
     def check_end(self) -> None:
@@ -174,7 +169,7 @@ class EngineEvents:
     def _read(
         self, index: int, text: str, tokens: list[dict[str, Any]] | None, found: EngineEvent
     ) -> None:
-        reader = self.reader(index)
-        if text or tokens:  # tokens may come before their text
-            found.observed += [(index, item) for item in reader.feed(text, tokens)]
+        reader = self.readers.get(index) or self.reader(index)
+        if (text or tokens) and (read := reader.feed(text, tokens)):  # tokens may come before text
+            found.observed += tuple((index, item) for item in read)
         self._n_pieces += bool(text)

@@ -16,7 +16,7 @@ from starlette.types import Scope, Send
 from molmo_core.errors import MolmoError
 from molmo_server.engine_pool import EngineReply
 from molmo_server.errors import note_error
-from molmo_server.telemetry import tell_checkpoint
+from molmo_server.telemetry import piece_send, tell_checkpoint
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -67,7 +67,7 @@ async def send_stream(
             await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
             relay = relay_for(asked)
             try:
-                await _pass_on(reply, relay, send)
+                await _pass_on(reply, relay, piece_send(scope, send))
             finally:
                 asked.note_tokens(prompt=relay.n_prompt_tokens, completion=relay.n_tokens)
     except MolmoError as error:
@@ -80,12 +80,14 @@ async def send_stream(
 
 
 async def _pass_on(reply: EngineReply, relay: Relay, send: Send) -> None:
-    async for chunk in reply.chunks():
+    chunk = reply.first
+    while chunk:
         if passed := relay.feed(chunk):
             await send({"type": "http.response.body", "body": passed, "more_body": True})
         if relay.has_ended:
             await reply.end()
             break
+        chunk = await reply.more()
     relay.check_end()
 
 

@@ -33,7 +33,7 @@ from molmo_server.prompt import Prompt
 from molmo_server.questions.chat import Asked
 from molmo_server.routes.sending import STREAM_HEADERS
 from molmo_server.routes.verb_questions import VerbQuestion
-from molmo_server.telemetry import tell_checkpoint
+from molmo_server.telemetry import piece_send, tell_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Answering:
 
         Errors before the first byte are raised, later ones end the stream with an error event.
         """
-        outlet = _Outlet(send)
+        outlet = _Outlet(send, piece_send(scope, send))
         answers: list[api.VerbAnswer] = []
         media: CheckedMedia | None = None
         try:
@@ -121,12 +121,14 @@ class Answering:
             events = EngineEvents(lambda: self._reader(question, asked.prompt))
             reader = events.reader(0)
             try:
-                async for chunk in reply.chunks():
+                chunk = reply.first
+                while chunk:
                     found = [item for one in events.feed(chunk) for _, item in one.observed]
                     await outlet.put(self._events(found, question, number))
                     if events.has_ended:
                         await reply.end()
                         break
+                    chunk = await reply.more()
                 events.check_end()
             finally:
                 asked.note_tokens(prompt=events.n_prompt_tokens, completion=events.n_tokens)
@@ -192,8 +194,8 @@ class Answering:
 class _Outlet:
     """The events of one answer on their way to the caller."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, send_piece: Send) -> None:
+        self._send, self._send_piece = send, send_piece
         self.has_begun = False
 
     async def begin(self) -> None:
@@ -204,7 +206,8 @@ class _Outlet:
 
     async def put(self, events: bytes) -> None:
         if events:
-            await self._send({"type": "http.response.body", "body": events, "more_body": True})
+            piece = {"type": "http.response.body", "body": events, "more_body": True}
+            await self._send_piece(piece)
 
 
 def _request_id(scope: Scope, number: int = 0) -> str:
