@@ -27,6 +27,10 @@ _NOT_PLAIN = re.compile(rb'["\\\n]')
 _TEXT = re.compile(rb'("delta":\{"content":")((?:[^"\\]|\\.)*)"\}')
 
 
+Observed = tuple[tuple[int, api.Observation], ...]
+"""Places that were completed, with the index of their choice."""
+
+
 def event(data: bytes) -> bytes:
     return PREFIX + data + END
 
@@ -41,8 +45,7 @@ class EngineEvent:
     """One event as it came, without what ends it."""
 
     raw: bytes
-    observed: tuple[tuple[int, api.Observation], ...] = ()
-    """What it completes, with the index of the choice."""
+    observed: Observed = ()
     is_usage: bool = False
     """It tells what was used, and nothing else."""
 
@@ -68,14 +71,14 @@ class TextEvent:
             return None
         if (found := _TEXT.search(data)) is None:
             return None
-        before, after = PREFIX + data[: found.end(1)], data[found.end(2) :]
+        before, after = PREFIX + data[: found.end(1)], data[found.end(2) :] + END
         return cls(index=choice["index"], before=before, after=after)
 
-    def text_of(self, raw: bytes) -> str | None:
-        """Of an event of the same making; None for anything else, and for texts with escapes."""
-        if not raw.startswith(self.before) or not raw.endswith(self.after):
+    def text_of(self, chunk: bytes) -> str | None:
+        """Of one event of the same making; None for anything else, and for texts with escapes."""
+        if not chunk.startswith(self.before) or not chunk.endswith(self.after):
             return None
-        text = raw[len(self.before) : -len(self.after)]
+        text = chunk[len(self.before) : -len(self.after)]
         return None if _NOT_PLAIN.search(text) else text.decode()
 
 
@@ -114,14 +117,21 @@ class EngineEvents:
         """As the engine told, which it does at its end."""
         return (self.usage or {}).get("prompt_tokens")
 
+    def feed_text(self, chunk: bytes) -> Observed | None:
+        """What a chunk completes that is one event like the last one, with another text; None when
+        it is anything else, and was not fed."""
+        like = self._like
+        if like is None or self._rest or (text := like.text_of(chunk)) is None:
+            return None
+        return self._read(like.index, text, None)
+
     def feed(self, chunk: bytes) -> Iterator[EngineEvent]:
         """Whole events; that of the end, and of a failure, is not among them."""
         *events, self._rest = (self._rest + chunk).split(END)
         for raw in events:
-            found = EngineEvent(raw)
-            like = self._like
-            if like is not None and (text := like.text_of(raw)) is not None:
-                self._read(like.index, text, None, found)
+            found, like = EngineEvent(raw), self._like
+            if like is not None and (text := like.text_of(raw + END)) is not None:
+                found.observed = self._read(like.index, text, None)
             elif raw.startswith(PREFIX):
                 try:
                     self._look_at(raw[len(PREFIX) :], found)
@@ -164,12 +174,13 @@ class EngineEvents:
     def _look_at_choice(self, choice: dict[str, Any], found: EngineEvent) -> None:
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
         tokens = (choice.get("logprobs") or {}).get("content")
-        self._read(choice["index"], choice["delta"].get("content") or "", tokens, found)
+        text = choice["delta"].get("content") or ""
+        found.observed += self._read(choice["index"], text, tokens)
 
-    def _read(
-        self, index: int, text: str, tokens: list[dict[str, Any]] | None, found: EngineEvent
-    ) -> None:
+    def _read(self, index: int, text: str, tokens: list[dict[str, Any]] | None) -> Observed:
         reader = self.readers.get(index) or self.reader(index)
-        if (text or tokens) and (read := reader.feed(text, tokens)):  # tokens may come before text
-            found.observed += tuple((index, item) for item in read)
+        if not text and not tokens:  # tokens may come before their text
+            return ()
         self._n_pieces += bool(text)
+        observed = reader.feed(text, tokens)
+        return tuple((index, item) for item in observed) if observed else ()

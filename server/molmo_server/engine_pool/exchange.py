@@ -36,7 +36,6 @@ class EngineReply:
 
     first: bytes
     answer: Answer = field(repr=False)
-    on_bytes: Callable[[], None] = field(repr=False)
     checkpoint_id: str = ""
     """Whose weights answer; requests in flight end on the weights they began with."""
 
@@ -44,11 +43,17 @@ class EngineReply:
         """What came after `first` and has not been read, as soon as there is something; b"" at the
         end. Raises EngineUnavailable when the engine is lost on the way."""
         try:
-            chunk = await self.answer.more()
+            return await self.answer.more()
         except LOST as error:
             raise lost_on_the_way(error) from error
-        self.on_bytes()
-        return chunk
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """Give `take` what comes after `first`, at once, until it returns False; whether there is
+        more. Raises EngineUnavailable as `more` does."""
+        try:
+            return await self.answer.pour(take)
+        except LOST as error:
+            raise lost_on_the_way(error) from error
 
     async def end(self) -> None:
         """Wait for the end of an answer that has told all: its connection can be used again."""

@@ -32,7 +32,7 @@ from molmo_server.engine_pool.exchange import (
     failure,
     lost_on_the_way,
 )
-from molmo_server.engine_pool.wire import LOST, Answer, EngineAddress, EngineClient
+from molmo_server.engine_pool.wire import LOST, Answer, EngineAddress, EngineClient, LastBytes
 from molmo_server.telemetry.tracing import trace_headers
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class RemoteEngine:
         self._is_loading = self._is_leaving = False
         self._expected_id: str | None = None
         """Whose weights it must have, if it tells: None when that is not known."""
-        self._last_bytes_at = 0.0
+        self._last_bytes = LastBytes()
         self._client: EngineClient | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Lock()
@@ -234,7 +234,7 @@ class RemoteEngine:
         self.n_in_flight += 1
         try:
             try:
-                answer = await self._client.post(path, body, headers)
+                answer = await self._client.post(path, body, headers, noted=self._last_bytes)
                 is_whole = whole or answer.status != 200
                 first = await (answer.rest() if is_whole else answer.more())
             except LOST as error:
@@ -242,13 +242,7 @@ class RemoteEngine:
             if answer.status != 200:
                 raise failure(answer.status, first)
             check_kind(answer.content_type, whole=whole)
-            self._note_bytes()
-            yield EngineReply(
-                first=first,
-                answer=answer,
-                on_bytes=self._note_bytes,
-                checkpoint_id=self.checkpoint_id,
-            )
+            yield EngineReply(first=first, answer=answer, checkpoint_id=self.checkpoint_id)
         finally:
             self.n_in_flight -= 1
             if answer is not None:
@@ -348,7 +342,7 @@ class RemoteEngine:
                     await self._wake.wait()
             self._wake.clear()
             status, _ = await self._get("/health")
-            silence_s = time.monotonic() - self._last_bytes_at if self.n_in_flight else 0.0
+            silence_s = time.monotonic() - self._last_bytes.at_s if self.n_in_flight else 0.0
             must_probe = self._must_probe or silence_s > self._timing.hang_grace_s
             if self._is_loading:  # whoever has it load knows how long that may take, and probes it
                 last_good = clock()
@@ -414,7 +408,7 @@ class RemoteEngine:
             return 0, ""
 
     def _note_bytes(self) -> None:
-        self._last_bytes_at = time.monotonic()
+        self._last_bytes.at_s = time.monotonic()
 
     async def _drain(self, drain_s: float) -> None:
         clock = asyncio.get_running_loop().time

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from time import monotonic
 from types import MappingProxyType
 from typing import cast
 from urllib.parse import urlsplit
@@ -33,6 +34,13 @@ _PORTS = {"http": 80, "https": 443}
 
 LOST = OSError
 """What is raised when the other side is gone, is not reached in time, or speaks no HTTP."""
+
+
+@dataclass(slots=True)
+class LastBytes:
+    """When some came last, in seconds of `time.monotonic`."""
+
+    at_s: float = 0.0
 
 
 class BrokenAnswer(ConnectionError):
@@ -86,23 +94,36 @@ class EngineClient:
 
     async def get(self, path: str) -> Answer:
         """Its head has come. Raises OSError."""
-        return await self._ask("GET", path, {}, b"")
+        return await self._ask([f"GET {path} HTTP/1.1", f"host: {self._address.host}"])
 
     async def post(
-        self, path: str, body: bytes, headers: Mapping[str, str] = MappingProxyType({})
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        *,
+        noted: LastBytes | None = None,
     ) -> Answer:
-        """JSON; the head of the answer has come. Raises OSError."""
-        return await self._ask("POST", path, {"content-type": "application/json", **headers}, body)
+        """JSON; the head of the answer has come. `noted`: where to write when anything comes.
 
-    async def _ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        lines = [f"{method} {path} HTTP/1.1", f"host: {self._address.host}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if method == "POST":
-            lines.append(f"content-length: {len(body)}")
+        Raises OSError.
+        """
+        lines = [
+            f"POST {path} HTTP/1.1",
+            f"host: {self._address.host}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        return await self._ask(lines, body, noted)
+
+    async def _ask(
+        self, lines: list[str], body: bytes = b"", noted: LastBytes | None = None
+    ) -> Answer:
         head = "\r\n".join((*lines, "\r\n")).encode("latin-1")
         connection = self._kept() or await self._connected()
         self._asked.add(connection)
-        answer = Answer(connection, self)
+        answer = Answer(connection, self, noted)
         connection.ask(answer, head, body)
         try:
             await answer.begun()
@@ -226,7 +247,12 @@ class Connection(asyncio.Protocol):
 class Answer:
     """What came back to one request. Close it, whatever happens."""
 
-    def __init__(self, connection: Connection, client: EngineClient) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        client: EngineClient,
+        noted: LastBytes | None,
+    ) -> None:
         self.status = 0
         self.content_type = ""
         """Without parameters, in small letters; empty when it has none."""
@@ -234,6 +260,7 @@ class Answer:
         """All of it has come, if it has not been read yet."""
         self._connection: Connection | None = connection
         self._client = client
+        self._noted = noted
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append  # called by the parser, as the other on_…
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
@@ -241,6 +268,8 @@ class Answer:
         self._can_go_on = False
         self._n_unread_bytes = 0
         self._error: OSError | None = None
+        self._take: Callable[[bytes], bool] | None = None
+        """Who gets what comes, at once."""
         self._waiter: asyncio.Future[None] | None = None
 
     # --- for who asked ----------------------------------------------------------------------------
@@ -252,19 +281,30 @@ class Answer:
 
     async def more(self) -> bytes:
         """All that has come since, waiting for the first of it; b"" at the end. Raises OSError."""
-        pieces = self._pieces
-        while not pieces:
+        while not self._pieces:
             if self.is_whole:
                 return b""
             await self._news()
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        self._n_unread_bytes = 0
-        if self._is_paused:
-            self._is_paused = False
-            if self._connection is not None:
-                self._connection.resume()
-        return data
+        return self._taken()
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """Give `take` all that comes, at once, until it returns False; whether there is more.
+
+        `take` is called where bytes arrive and no task is woken for them, which is most of the
+        cost of a short event. Raises OSError, and what `take` raises.
+        """
+        while True:
+            if self._pieces and not take(self._taken()):
+                return True
+            if self.is_whole:
+                return False
+            news, self._take = self._news(), take
+            try:
+                await news
+                if self._take is None:
+                    return True
+            finally:
+                self._take = None
 
     async def rest(self) -> bytes:
         """All until the end. Raises OSError."""
@@ -281,29 +321,53 @@ class Answer:
             connection.let_go(can_go_on=is_done and self._can_go_on)
             self._client.take_back(connection)
 
-    async def _news(self) -> None:
+    def _taken(self) -> bytes:
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        self._n_unread_bytes = 0
+        if self._is_paused:
+            self._is_paused = False
+            if self._connection is not None:
+                self._connection.resume()
+        return data
+
+    def _news(self) -> asyncio.Future[None]:
         if self._error is not None:
             raise self._error
         if self._connection is None:
             raise BrokenAnswer("the answer was closed")
         self._waiter = self._connection.loop.create_future()
-        await self._waiter
+        return self._waiter
 
     # --- for the connection -----------------------------------------------------------------------
 
     def feed(self, data: bytes) -> None:
         self._n_unread_bytes += len(data)
+        if self._noted is not None:
+            self._noted.at_s = monotonic()
         try:
             self._parser.feed_data(data)  # type: ignore[union-attr]
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._can_go_on = False
             if not self.is_whole:  # else it is about what follows it
                 self.fail(BrokenAnswer(f"it is no HTTP ({error})"))
-        if self._n_unread_bytes > _MANY_BYTES:
+        if self._take is not None and self._pieces:
+            try:
+                if not self._take(self._taken()):
+                    self._take = None
+                elif not self.is_whole:
+                    return
+            except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
+                if self._waiter is not None and not self._waiter.done():
+                    self._waiter.set_exception(error)
+        elif self._n_unread_bytes > _MANY_BYTES:
             self._hold_back()
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _hold_back(self) -> None:
         if not self._has_head and self._n_unread_bytes > _MAX_HEAD_BYTES:
@@ -315,8 +379,7 @@ class Answer:
     def fail(self, error: OSError) -> None:
         if self._error is None:
             self._error = error
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self.is_whole:

@@ -33,7 +33,7 @@ from molmo_server.prompt import Prompt
 from molmo_server.questions.chat import Asked
 from molmo_server.routes.sending import STREAM_HEADERS
 from molmo_server.routes.verb_questions import VerbQuestion
-from molmo_server.telemetry import piece_send, tell_checkpoint
+from molmo_server.telemetry import tell_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Answering:
 
         Errors before the first byte are raised, later ones end the stream with an error event.
         """
-        outlet = _Outlet(send, piece_send(scope, send))
+        outlet = _Outlet(send)
         answers: list[api.VerbAnswer] = []
         media: CheckedMedia | None = None
         try:
@@ -194,8 +194,8 @@ class Answering:
 class _Outlet:
     """The events of one answer on their way to the caller."""
 
-    def __init__(self, send: Send, send_piece: Send) -> None:
-        self._send, self._send_piece = send, send_piece
+    def __init__(self, send: Send) -> None:
+        self._send = send
         self.has_begun = False
 
     async def begin(self) -> None:
@@ -206,8 +206,7 @@ class _Outlet:
 
     async def put(self, events: bytes) -> None:
         if events:
-            piece = {"type": "http.response.body", "body": events, "more_body": True}
-            await self._send_piece(piece)
+            await self._send({"type": "http.response.body", "body": events, "more_body": True})
 
 
 def _request_id(scope: Scope, number: int = 0) -> str:

@@ -8,7 +8,7 @@ tracing         OpenTelemetry, only where it is asked for
 journey         the steps of one request, as times and as spans
 """
 
-from molmo_server.telemetry.edge import Edge, piece_send, tell_checkpoint
+from molmo_server.telemetry.edge import Edge, tell_checkpoint
 from molmo_server.telemetry.journey import Journey
 from molmo_server.telemetry.logs import configure_logging
 from molmo_server.telemetry.metrics import Metrics
@@ -20,7 +20,6 @@ __all__ = [
     "Metrics",
     "Tracing",
     "configure_logging",
-    "piece_send",
     "tell_checkpoint",
     "trace_headers",
 ]

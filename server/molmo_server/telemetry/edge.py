@@ -29,7 +29,6 @@ _CALLER_WENT = 499
 """Logged and counted as the status of a request that nobody waited for, or that was cut."""
 _CALLER_WENT_CODE = "caller_left"
 _CHECKPOINT = "checkpoint_id"
-_PIECE_SEND = "piece_send"
 _UNTRACED = ("/health", "/ready", "/metrics")
 """Asked all the time by machines."""
 
@@ -38,15 +37,6 @@ def tell_checkpoint(scope: Scope, checkpoint_id: str) -> str:
     """Say whose weights answer this request: in its header, its log line; returns the id."""
     scope["state"][_CHECKPOINT] = checkpoint_id
     return checkpoint_id
-
-
-def piece_send(scope: Scope, send: Send) -> Send:
-    """For the pieces of an answer between its start and its last one, which go through `send`.
-
-    Of all layers around a route none looks at these; a stream has many.
-    """
-    direct: Send = scope["state"].get(_PIECE_SEND, send)
-    return direct
 
 
 class Edge:
@@ -75,8 +65,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         request_id = uuid.uuid4().hex
-        state = scope.setdefault("state", {})
-        state["request_id"], state[_PIECE_SEND] = request_id, send
+        scope.setdefault("state", {})["request_id"] = request_id
         began = time.perf_counter()
         trace = None
         if scope["path"] not in _UNTRACED:
