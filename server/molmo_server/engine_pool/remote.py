@@ -226,7 +226,7 @@ class RemoteEngine:
             raise EngineUnavailable(
                 f"engine {self.name} is stopped; send the request again", retry_after_s=1
             )
-        headers = {"content-type": "application/json", "x-request-id": request_id}
+        headers = {"x-request-id": request_id}
         headers |= trace_headers()
         answer: Answer | None = None
         if self.n_in_flight == 0:
