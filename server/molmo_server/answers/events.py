@@ -24,6 +24,7 @@ LAST = PREFIX + b"[DONE]"
 _NO_CHUNK = (orjson.JSONDecodeError, AttributeError, IndexError, KeyError, TypeError)
 """What reading something else than a chunk of a completion raises."""
 _NOT_PLAIN = re.compile(rb'["\\\n]')
+_NOT_PROSE = re.compile(rb'["\\\n<]')
 _TEXT = re.compile(rb'("delta":\{"content":")((?:[^"\\]|\\.)*)"\}')
 
 
@@ -74,12 +75,11 @@ class TextEvent:
         before, after = PREFIX + data[: found.end(1)], data[found.end(2) :] + END
         return cls(index=choice["index"], before=before, after=after)
 
-    def text_of(self, chunk: bytes) -> str | None:
-        """Of one event of the same making; None for anything else, and for texts with escapes."""
-        if not chunk.startswith(self.before) or not chunk.endswith(self.after):
-            return None
-        text = chunk[len(self.before) : -len(self.after)]
-        return None if _NOT_PLAIN.search(text) else text.decode()
+    def text_of(self, chunk: bytes) -> bytes | None:
+        """Of one event of the same making; None for anything else."""
+        if chunk.startswith(self.before) and chunk.endswith(self.after):
+            return chunk[len(self.before) : -len(self.after)]
+        return None
 
 
 class EngineEvents:
@@ -120,18 +120,24 @@ class EngineEvents:
     def feed_text(self, chunk: bytes) -> Observed | None:
         """What a chunk completes that is one event like the last one, with another text; None when
         it is anything else, and was not fed."""
+        return None if self._rest else self._read_alike(chunk)
+
+    def _read_alike(self, chunk: bytes) -> Observed | None:
         like = self._like
-        if like is None or self._rest or (text := like.text_of(chunk)) is None:
+        if like is None or (text := like.text_of(chunk)) is None:
             return None
-        return self._read(like.index, text, None)
+        if _NOT_PROSE.search(text) is None:
+            self._n_pieces += bool(text)
+            return self._completed(like.index, self.reader(like.index).feed_prose(text))
+        return None if _NOT_PLAIN.search(text) else self._read(like.index, text.decode(), None)
 
     def feed(self, chunk: bytes) -> Iterator[EngineEvent]:
         """Whole events; that of the end, and of a failure, is not among them."""
         *events, self._rest = (self._rest + chunk).split(END)
         for raw in events:
-            found, like = EngineEvent(raw), self._like
-            if like is not None and (text := like.text_of(raw + END)) is not None:
-                found.observed = self._read(like.index, text, None)
+            found = EngineEvent(raw)
+            if (observed := self._read_alike(raw + END)) is not None:
+                found.observed = observed
             elif raw.startswith(PREFIX):
                 try:
                     self._look_at(raw[len(PREFIX) :], found)
@@ -149,9 +155,10 @@ class EngineEvents:
 
     def reader(self, index: int) -> AnswerReader:
         """Of one choice."""
-        if index not in self.readers:
-            self.readers[index] = self._new_reader()
-        return self.readers[index]
+        found = self.readers.get(index)
+        if found is None:
+            found = self.readers[index] = self._new_reader()
+        return found
 
     def _look_at(self, data: bytes, found: EngineEvent) -> None:
         if data.strip() == b"[DONE]":
@@ -178,9 +185,11 @@ class EngineEvents:
         found.observed += self._read(choice["index"], text, tokens)
 
     def _read(self, index: int, text: str, tokens: list[dict[str, Any]] | None) -> Observed:
-        reader = self.readers.get(index) or self.reader(index)
+        reader = self.reader(index)
         if not text and not tokens:  # tokens may come before their text
             return ()
         self._n_pieces += bool(text)
-        observed = reader.feed(text, tokens)
+        return self._completed(index, reader.feed(text, tokens))
+
+    def _completed(self, index: int, observed: list[api.Observation]) -> Observed:
         return tuple((index, item) for item in observed) if observed else ()
