@@ -68,10 +68,22 @@ LAZY_COMMANDS = (
         help="Measure a server: `molmo eval run scenes`, `molmo eval list`.",
     ),
     LazyCommand(
+        name="train",
+        target="molmo_training.commands:app",
+        extra="training",
+        help="Train: the released stages, small variants of them, your own data.",
+    ),
+    LazyCommand(
         name="checkpoint",
         target="molmo_training.checkpoints.commands:app",
         extra="training",
         help="Convert, inspect and publish checkpoints: import, export, show, verify, publish.",
+    ),
+    LazyCommand(
+        name="data",
+        target="molmo_training.data.own.commands:app",
+        extra="training",
+        help="Check training data of your own, and show it as the model sees it.",
     ),
 )
 _AS_CALLED: dict[str, Any] = {

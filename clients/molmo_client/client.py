@@ -16,7 +16,7 @@ from typing import Self, Unpack
 import httpx2
 
 from molmo_client import calls
-from molmo_client.batches import Batches
+from molmo_client.batches import AsyncBatches, Batches
 from molmo_client.calls import Answer, Call, Generation, PointingVerb, What
 from molmo_client.connection import Arriving, Connection, connection_to
 from molmo_client.events import VerbEvents
@@ -187,6 +187,7 @@ class AsyncClient:
             url, api_key=api_key, answer_timeout_s=answer_timeout_s, retries=retries
         )
         self._http = httpx2.AsyncClient(transport=transport, **self.connection.httpx_options())
+        self.batches = AsyncBatches(self._answer, self._http, self.connection)
 
     async def point(
         self, media: MediaInput, object: What, **options: Unpack[Generation]

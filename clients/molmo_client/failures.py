@@ -36,6 +36,7 @@ _LEAVES: tuple[type[MolmoError], ...] = (
     errors.DeadlineExceeded,
     errors.CheckpointError,
     errors.DataError,
+    errors.TrainingError,
     errors.KeyStoreError,
     errors.BatchStoreError,
     errors.UnsupportedEngine,

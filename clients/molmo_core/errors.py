@@ -22,6 +22,7 @@
       DeadlineExceeded          504
       CheckpointError           500   a checkpoint folder cannot be used
       DataError                 500   training data, or what is said of them, cannot be used
+      TrainingError             500   a training run cannot start or go on
       KeyStoreError             500   the file of API keys cannot be used, or a key not be made
       BatchStoreError           503   files and batches cannot be kept: the disk is full, …
       UnsupportedEngine         500   the installed vLLM is not the one that was tested
@@ -167,6 +168,10 @@ class CheckpointError(MolmoError):
 
 class DataError(MolmoError):
     code = "data_error"
+
+
+class TrainingError(MolmoError):
+    code = "training_error"
 
 
 class KeyStoreError(MolmoError):

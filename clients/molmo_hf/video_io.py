@@ -9,6 +9,7 @@ which times to choose (`molmo_core.videos`), prompts. Imported by nothing an exp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from os import PathLike
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ Frame = NDArray[np.uint8]
 _Decode = Callable[[Sequence[int], VideoInfo], Iterator[Frame]]
 
 _FRAMES_AT_ONCE = 16
+# H.264 in 8 bits. Of 10 bits PyAV and torchcodec give other colours: torchcodec's hold.
 _8_BITS = frozenset(f"yuv{j}{sampling}p" for j in ("", "j") for sampling in (420, 422, 444))
 _SEEK_FROM_S = 4.0  # decoding on is cheaper than seeking when the next frame is nearer
 
@@ -46,16 +48,31 @@ class SampledFile(NamedTuple):
 def sample_file(source: Source, geometry: VideoGeometry) -> SampledFile:
     """Choose a file's frames as in training and decode them at the size of a crop, in one go.
 
-    Raises InvalidMedia for what cannot be read or decoded, InvalidRequest for a part outside.
+    Opening decodes a frame, the costliest of all: a file of the common kind is opened without,
+    and once more in full where that told too little. Raises InvalidMedia for what cannot be read or
+    decoded, InvalidRequest for a part outside.
     """
-    with opened_video(source) as container:  # opening costs as much as decoding some frames
-        info = scan_video(container)
-        times = sample_part(info, geometry)
-        stream = container.streams.video[0]
-        container.seek(_pts(0.0, info, stream), stream=stream, backward=True)
-        size_hw = (geometry.crop_px, geometry.crop_px)
-        frames = _frames_at(times.file_s, _decoder(container, source), info, size_hw)
-    return SampledFile(info, times, frames)
+    with suppress(InvalidMedia), opened_video(source, believes_header=True) as container:
+        if _says_enough(container):
+            exactly = partial(_decode_pyav, container, is_exact=True)
+            return _sampled(container, geometry, exactly)
+    with opened_video(source) as container:
+        return _sampled(container, geometry, _decoder(container, source))
+
+
+def _says_enough(container: Any) -> bool:
+    """Whether opening the file without decoding told all but the kind of pixels."""
+    stream = container.streams.video[0]
+    return "mp4" in container.format.name and _is_h264(stream) and bool(stream.average_rate)
+
+
+def _sampled(container: Any, geometry: VideoGeometry, decode: _Decode) -> SampledFile:
+    info = scan_video(container)
+    times = sample_part(info, geometry)
+    stream = container.streams.video[0]
+    container.seek(_pts(0.0, info, stream), stream=stream, backward=True)
+    size_hw = (geometry.crop_px, geometry.crop_px)
+    return SampledFile(info, times, _frames_at(times.file_s, decode, info, size_hw))
 
 
 def decode_frames(
@@ -93,7 +110,9 @@ def _frames_at(
 
 
 def _decoder(container: Any, source: Source) -> _Decode:
-    if _is_common(container.streams.video[0].codec_context) or not _has_torchcodec():
+    stream = container.streams.video[0]
+    is_common = _is_h264(stream) and stream.codec_context.pix_fmt in _8_BITS
+    if is_common or not _has_torchcodec():
         return partial(_decode_pyav, container)
     return partial(_decode_torchcodec, source)
 
@@ -116,8 +135,13 @@ def _decode_torchcodec(source: Source, indices: Sequence[int], _: VideoInfo) -> 
         yield from decoder.get_frames_at(indices=portion).data.numpy()
 
 
-def _decode_pyav(container: Any, indices: Sequence[int], info: VideoInfo) -> Iterator[Frame]:
-    """Decode the frames with ascending `indices` of a file at its begin; seeks over long gaps."""
+def _decode_pyav(
+    container: Any, indices: Sequence[int], info: VideoInfo, *, is_exact: bool = False
+) -> Iterator[Frame]:
+    """Decode the frames with ascending `indices` of a file at its begin; seeks over long gaps.
+
+    With `is_exact` raises ValueError for a frame of another time, or not of 8 bits.
+    """
     stream = container.streams.video[0]
     wanted = [_pts(info.frame_times_s[index], info, stream) for index in indices]
     reached = _pts(0.0, info, stream)
@@ -126,7 +150,10 @@ def _decode_pyav(container: Any, indices: Sequence[int], info: VideoInfo) -> Ite
         if (pts - reached) * stream.time_base > _SEEK_FROM_S:
             container.seek(pts, stream=stream, backward=True)
             decoded = _decoded(container, stream, set(wanted))
-        yield _upright(next(f for f in decoded if f.pts is not None and f.pts >= pts))
+        frame = next(f for f in decoded if f.pts is not None and f.pts >= pts)
+        if is_exact and (frame.pts != pts or frame.format.name not in _8_BITS):
+            raise ValueError(f"got a frame of {frame.format.name} at {frame.pts}, not {pts}")
+        yield _upright(frame)
         reached = pts
 
 
@@ -141,7 +168,7 @@ def _decoded(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
     Other codecs mark such frames for one layer of time only, in which a wanted one may need them.
     """
     context = stream.codec_context
-    can_skip = _is_common(context)
+    can_skip = _is_h264(stream)
     for packet in container.demux(stream):
         if can_skip:
             is_needed = packet.pts is None or packet.pts in wanted
@@ -149,9 +176,8 @@ def _decoded(container: Any, stream: Any, wanted: set[int]) -> Iterator[Any]:
         yield from packet.decode()
 
 
-def _is_common(context: Any) -> bool:
-    """H.264 in 8 bits. Of 10 bits PyAV and torchcodec give other colours: torchcodec's hold."""
-    return context.name == "h264" and context.pix_fmt in _8_BITS
+def _is_h264(stream: Any) -> bool:
+    return bool(stream.codec_context.name == "h264")
 
 
 def _upright(frame: Any) -> Frame:

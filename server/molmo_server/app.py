@@ -101,7 +101,8 @@ def create_app(
         title="Molmo2",
         version=__version__,
         summary="Points, counts and tracks as typed data",
-        redoc_url=None,  # the same as /docs, from other hosts
+        docs_url=None,  # a page of our own, see `ops`
+        redoc_url=None,
         lifespan=lifespan,
         dependencies=[Depends(access.check)],
     )

@@ -16,7 +16,7 @@ from molmo_server.checkpoints.rollout import Rollout
 from molmo_server.engine_pool import EnginePool, RemoteEngine, SupervisedEngine
 from molmo_server.engines import remote_engine
 from molmo_server.gateway import Gateway
-from molmo_server.settings import checked_engine_url
+from molmo_server.setting_rules import checked_engine_url
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from molmo_core import api
@@ -101,7 +102,8 @@ class Gateway:
         turns = check_turns(
             question.turns, system=question.system, is_continued=question.is_continued
         )
-        async with self._admitted(question.caller) as (journey, deadline):
+        admitted, stack = self._admitted(question.caller), AsyncExitStack()
+        async with admitted as (journey, deadline), stack:
             media = await self._checked_media(question, journey)
             asked = Asked(
                 question=question,
@@ -113,34 +115,26 @@ class Gateway:
                 without_grammars=self.without_grammars,
                 salts=self.salts,
             )
+            stack.callback(asked.files.clear)
             journey.begin("routing")
-            async with AsyncExitStack() as stack:
-                stack.callback(asked.files.clear)
-
-                async def ask() -> EngineReply:
-                    return await stack.enter_async_context(
-                        self.engines.open(
-                            asked.body_for,
-                            request_id=request_id,
-                            deadline=deadline,
-                            whole=whole,
-                            medium=media.first_sha256,
-                            checkpoint_id=self._named(question.model),
-                        )
-                    )
-
-                try:
-                    reply = await ask()
-                except EngineRefused:
-                    if not asked.can_do_without_grammar():
-                        raise
-                    reply = await ask()
-                    asked.note_engine_without_grammars()
-                asked.answering = self.id_of(reply)
-                self._check_answering(question.model, asked.answering)
-                if not whole:
-                    journey.first_token(asked.answering)
-                yield asked, reply
+            ask = partial(
+                self.engines.open,
+                asked.body_for,
+                request_id=request_id,
+                deadline=deadline,
+                whole=whole,
+                medium=media.first_sha256,
+                checkpoint_id=self._named(question.model),
+            )
+            try:
+                reply = await stack.enter_async_context(ask())
+            except EngineRefused:
+                if not asked.can_do_without_grammar():
+                    raise
+                reply = await stack.enter_async_context(ask())
+                asked.note_engine_without_grammars()
+            self._begin_answer(asked, reply, whole=whole)
+            yield asked, reply
 
     def open_texts(
         self, question: TextQuestion, *, request_id: str, whole: bool
@@ -181,10 +175,7 @@ class Gateway:
                 whole=whole,
                 checkpoint_id=self._named(question.model),
             ) as reply:
-                asked.answering = self.id_of(reply)
-                self._check_answering(question.model, asked.answering)
-                if not whole:
-                    journey.first_token(asked.answering)
+                self._begin_answer(asked, reply, whole=whole)
                 yield asked, reply
 
     @asynccontextmanager
@@ -273,11 +264,15 @@ class Gateway:
         """The checkpoint that a caller names as model, if it is one."""
         return None if model == self.settings.served_name else model
 
-    def _check_answering(self, name: str | None, answering: str) -> None:
+    def _begin_answer(self, asked: Asked | AskedTexts, reply: EngineReply, *, whole: bool) -> None:
         """Whoever names a checkpoint gets no other, also when it changes while they wait."""
+        name, answering = asked.question.model, self.id_of(reply)
         if name not in (None, self.settings.served_name, answering):
             raise ModelNotFound(
                 f"{str(name)[:100]!r} is served no more, {answering} is: ask for that, or for "
                 f"{self.settings.served_name}",
                 param="model",
             )
+        asked.answering = answering
+        if not whole:
+            asked.journey.first_token(answering)

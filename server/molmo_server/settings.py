@@ -3,27 +3,23 @@
 Every field can be set as `MOLMO_<FIELD>` (`MOLMO_PORT=9000`); command line options of
 `molmo serve` win over the environment. Sizes are bytes unless the name says otherwise.
 
-Knows: names, defaults, allowed ranges. Does not know: what the values are used for.
+Knows: names, defaults, allowed ranges. Does not know: what goes together (`setting_rules`), what
+the values are used for.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from molmo_server.setting_rules import contradictions
+from molmo_server.setting_rules import checked_engine_url, contradictions, is_checkpoint
 
 _MIB = 1024 * 1024
-_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
-_ENGINE_URL = re.compile(r"(https?://(?:[a-z0-9._-]+|\[[0-9a-f:]+\])(?::([0-9]{1,5}))?)/?")
-_LAST_PORT = 65535
-_HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9_-]+\.)+[a-z0-9-]+")
 _PREFIX = "MOLMO_"
 _NOT_SETTINGS = ("MOLMO_API_KEY", "MOLMO_SERVER", "MOLMO_GATE_CANDIDATE", "MOLMO_GATE_CURRENT")
 """Variables of the client, and what a gate is told."""
@@ -170,7 +166,7 @@ class MolmoSettings(BaseSettings):
     media_ttl_s: float = Field(default=24 * 3600, gt=0)
     """A file that was not used for so long is removed."""
     media_quota_bytes: int = Field(default=4096 * _MIB, ge=1)
-    """Above it the least recently used files are removed."""
+    """Of one tenant; above it their least recently used files are removed."""
 
     # Files and batches
     batch_dir: Path | None = None
@@ -245,56 +241,6 @@ class MolmoSettings(BaseSettings):
         return tuple(checked_engine_url(url) for url in many if url.strip())
 
     @model_validator(mode="after")
-    def _check_hosts(self) -> MolmoSettings:
-        if (self.remote_media == "allowlist") != bool(self.remote_hosts):
-            raise ValueError(
-                f"remote_media is {self.remote_media} and remote_hosts names "
-                f"{len(self.remote_hosts)} hosts; set remote_media to allowlist and name hosts, or "
-                "leave remote_hosts out"
-            )
-        for host in self.remote_hosts:
-            if not _HOST.fullmatch(host):
-                raise ValueError(
-                    f"remote_hosts has {host!r}; name hosts as example.org or *.example.org, "
-                    "without scheme, port and path, in punycode where they are not ASCII"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _check_engines(self) -> MolmoSettings:
-        if self.n_own_engines + len(self.engine_urls) == 0:
-            raise ValueError("n_engines is 0 and engine_urls is empty; there must be one engine")
-        if len(set(self.engine_urls)) < len(self.engine_urls):
-            raise ValueError("engine_urls names an engine twice; leave it out once")
-        return self
-
-    @model_validator(mode="after")
-    def _check_models(self) -> MolmoSettings:
-        for name in self.models:
-            if not _MODEL_NAME.fullmatch(name) or name == self.served_name:
-                raise ValueError(
-                    f"models has the name {name[:100]!r}; use up to 32 letters, digits and . _ -, "
-                    f"and another name than {self.served_name}"
-                )
-        stores = [
-            one for one in (self.store, *self.models.values()) if one and not _is_checkpoint(one)
-        ]
-        if len(set(stores)) < len(stores):
-            raise ValueError("models names a store twice; a store has one current checkpoint")
-        return self
-
-    @model_validator(mode="after")
-    def _check_way(self) -> MolmoSettings:
-        examined = [
-            name for name in ("gate_command", "canary_share", "shadow_share") if getattr(self, name)
-        ]
-        if self.swap_way == "in_place" and examined:
-            raise ValueError(
-                f"{examined[0]} needs a second engine, and swap_way is in_place; leave one out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _check_contradictions(self) -> MolmoSettings:
         if complaint := next(contradictions(self), None):
             raise ValueError(complaint)
@@ -307,8 +253,8 @@ class MolmoSettings(BaseSettings):
                 update={
                     "served_name": name,
                     "models": {},
-                    "checkpoint": Path(where) if _is_checkpoint(where) else None,
-                    "store": None if _is_checkpoint(where) else where,
+                    "checkpoint": Path(where) if is_checkpoint(where) else None,
+                    "store": None if is_checkpoint(where) else where,
                     "n_engines": self._n_of_others,
                     "engine_urls": (),
                     "n_threads": self.n_threads or self._share_of_cores,
@@ -344,18 +290,3 @@ class MolmoSettings(BaseSettings):
             return 1
         is_alone = self.n_own_engines == 1 and not self.models
         return None if is_alone else self._share_of_cores
-
-
-def _is_checkpoint(where: str) -> bool:
-    return (Path(where) / "config.json").exists()
-
-
-def checked_engine_url(url: str) -> str:
-    """Scheme, host and port of an engine's address. Raises ValueError."""
-    found = _ENGINE_URL.fullmatch(url.strip().lower())
-    if found is None or int(found[2] or 0) > _LAST_PORT:
-        raise ValueError(
-            f"got the engine's address {url[:100]!r}; it must be as http://10.0.0.5:8001, without "
-            "user name and path"
-        )
-    return found[1]

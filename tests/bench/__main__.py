@@ -9,7 +9,16 @@ from __future__ import annotations
 import importlib
 import sys
 
-PARTS = ("parsing", "preprocessing", "gateway", "throughput", "routing", "drafting", "packing")
+PARTS = (
+    "parsing",
+    "preprocessing",
+    "gateway",
+    "throughput",
+    "routing",
+    "drafting",
+    "packing",
+    "memory",
+)
 
 
 def main(wanted: list[str]) -> int:

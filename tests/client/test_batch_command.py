@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from molmo_client import Client, WrongUsage
+from molmo_client import AsyncClient, Client, RetryPolicy, ServerUnreachable, WrongUsage
 from molmo_client.__main__ import main
 from molmo_core import errors
 from molmo_server.engine_pool.fake import Trick
@@ -95,3 +95,27 @@ def test_from_python(gateway: RunningGateway, requests: Path) -> None:
             list(client.batches.results(batch.model_copy(update={"output_file_id": "file-none"})))
         with pytest.raises(WrongUsage):
             client.batches.upload(requests / "none")
+
+
+async def test_awaited_from_python(gateway: RunningGateway, requests: Path, tmp_path: Path) -> None:
+    changes: list[str] = []
+    async with AsyncClient(gateway.url) as client:
+        batches = client.batches
+        batch = await batches.submit(requests, CHAT, window="48h")
+        batch = await batches.wait(batch.id, on_change=lambda told: changes.append(told.status))
+        assert (await batches.get(batch.id), await batches.latest(1)) == (batch, [batch])
+        assert changes[-1] == "completed"
+        assert [one.custom_id async for one in batches.results(batch)] == ["a", "c", "b"]
+        with (tmp_path / "whole.jsonl").open("w+b") as to:
+            await batches.download(batch.input_file_id, to)
+            to.seek(0)
+            assert to.read() == requests.read_bytes()
+        with pytest.raises(errors.InvalidRequest, match="only one that has not ended"):
+            await batches.cancel(batch.id)
+        with pytest.raises(errors.NotFound):
+            await batches.download("file-none", to)
+        with pytest.raises(WrongUsage):
+            await batches.upload(requests / "none")
+    async with AsyncClient("http://127.0.0.1:9", retries=RetryPolicy(n_retries=0)) as client:
+        with pytest.raises(ServerUnreachable):
+            [one async for one in client.batches.results(batch)]

@@ -122,3 +122,54 @@ def test_damaged_frames_are_the_callers_fault():
     source[begin : begin + 6000] = bytes(6000)
     with pytest.raises(InvalidMedia, match=r"the video .* complete"):
         video_io.decode_frames(bytes(source), [0.0, 3.0], info=info)
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "pixels", "options"),
+    [
+        ("mp4", "libx264", "yuv420p", {"bf": "7", "g": "40"}),
+        ("mp4", "libx264", "yuv420p", {"tune": "zerolatency"}),
+        ("mp4", "libx264", "yuvj422p", {"x264-params": "interlaced=1"}),
+        ("mp4", "libx264", "yuv420p10le", {}),
+        ("mp4", "libx264", "gray", {}),
+        ("matroska", "libx264", "yuv420p", {}),
+        ("mp4", "libx265", "yuv420p", {"x265-params": "log-level=none"}),
+        ("webm", "libvpx-vp9", "yuv420p", {}),
+    ],
+)
+def test_what_is_opened_in_haste_has_the_same_frames(container, codec, pixels, options):
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as written:
+        if container == "mp4":
+            written.add_stream("aac", rate=48000)  # in front of the pictures
+        stream = written.add_stream(codec, rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = BITS * CELL, 64, pixels
+        for number in range(80):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
+            written.mux(stream.encode(frame))
+        written.mux(stream.encode())
+    file, geometry = buffer.getvalue(), VideoGeometry(crop_px=126)
+    info, times, frames = video_io.sample_file(file, geometry)
+    assert info == probe_video(file)
+    expected = video_io.decode_frames(file, times.file_s, size_hw=(126, 126))
+    np.testing.assert_array_equal(frames, expected)
+    numbers = [read_number(f) for f in video_io.decode_frames(file, times.file_s)]
+    assert numbers == [0, 12, 25, 37, 50, 62, 75, 79]
+
+
+def test_a_file_without_an_order_of_frames_in_its_header_is_opened_once_more(monkeypatch):
+    opened = []
+    original = video_io.opened_video
+
+    def noted(source, **how):
+        opened.append(how)
+        return original(source, **how)
+
+    monkeypatch.setattr(video_io, "opened_video", noted)
+    source = encode(40, Fraction(10))
+    video_io.sample_file(source, VideoGeometry())
+    assert opened == [{"believes_header": True}]
+    monkeypatch.setattr(video_io, "_8_BITS", frozenset())
+    frames = video_io.sample_file(source, VideoGeometry()).frames
+    assert opened[1:] == [{"believes_header": True}, {}]
+    assert len(frames) == 9

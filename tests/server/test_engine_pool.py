@@ -89,6 +89,44 @@ async def test_an_engine_that_does_not_answer_in_text_is_looked_after_all_the_sa
         await runner.cleanup()
 
 
+async def test_what_cannot_be_read_of_weights_is_a_failure_and_no_other_weights(
+    tmp_path: Path,
+) -> None:
+    tells = ["{", "[]", '"first"', "{}", '{"version": "first"}']
+
+    asked: list[str] = []
+
+    async def weights(request: web.Request) -> web.Response:
+        asked.append(tells[0])
+        return web.Response(text=tells[0])
+
+    async def health(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/health", health)
+    app.router.add_get("/molmo/weights", weights)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(tmp_path / "a.sock")).start()
+    engine = engine_at(tmp_path / "a.sock")
+    engine.expect("first")
+    try:
+        async with started(engine):
+            while len(tells) > 1:
+                await soon(lambda: asked.count(tells[0]) > 1)
+                assert engine.state is EngineState.STARTING
+                assert "cannot be read" in engine.reason
+                del tells[0]
+            await soon(lambda: engine.state is EngineState.READY)
+            tells.insert(0, "{")
+            await soon(lambda: engine.state is EngineState.SUSPECT)
+            del tells[0]
+            await soon(lambda: engine.state is EngineState.READY)
+    finally:
+        await runner.cleanup()
+
+
 async def test_another_engine_answers_for_one_that_breaks(tmp_path: Path) -> None:
     text = Trick.BREAK_FIRST
     good, broken = FakeEngine(requests=[orjson.loads(question(text))]), FakeEngine()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from molmo_server.web.docs_page import docs_page
 from tests.server.media import data_url, picture
 from tests.support.gateway import RunningGateway, error_of, running_gateway, until
 
@@ -122,7 +126,59 @@ def test_the_documents_describe_every_route(gateway: RunningGateway) -> None:
         content = document["paths"][f"/v1/{verb}"]["post"]["responses"]["200"]["content"]
         assert set(content) == {"application/json", "text/event-stream"}
     assert set(schemas["QueryRequest"]["required"]) == {"question"}
-    assert gateway.http.get("/docs").status_code == 200
+
+
+class _Read(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [str(value) for name, value in attributes if name == "id"]
+        self.links += [str(value) for name, value in attributes if name in ("href", "src")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_of_documents_needs_nothing_else(gateway: RunningGateway) -> None:
+    page, document = gateway.http.get("/docs"), gateway.http.get("/openapi.json").json()
+
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    read = _Read(page.text)
+    assert read.open == []
+    assert not {"script", "link", "img", "iframe", "form"} & set(read.tags)
+    assert {link for link in read.links if not link.startswith("#")} == {"/openapi.json"}
+    assert set(read.ids) == set(document["components"]["schemas"])
+    assert {link[1:] for link in read.links if link.startswith("#")} <= set(read.ids)
+    n_operations = sum(len(operations) for operations in document["paths"].values())
+    assert read.tags.count("details") == n_operations + len(read.ids)
+    style = page.text.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = page.headers["content-security-policy"].split("; ")
+    assert f"style-src 'sha256-{digest}'" in policy
+    assert {"default-src 'none'", "frame-ancestors 'none'"} < set(policy)
+
+
+def test_words_of_the_document_are_only_words_on_the_page() -> None:
+    evil = "<script>alert(1)</script>"
+    operation = {"summary": evil, "responses": {"200": {"description": evil}}, "tags": [evil]}
+    document = {
+        "info": {"title": evil, "version": evil},
+        "paths": {f"/{evil}": {"get": operation}},
+        "components": {
+            "schemas": {evil: {"properties": {evil: {"enum": [evil], "default": evil}}}}
+        },
+    }
+    assert "<script>" not in docs_page(document)
 
 
 def references(node: Any) -> set[str]:

@@ -170,13 +170,18 @@ async def good_ones(server: Server, ended: asyncio.Event) -> list[float]:
     return took
 
 
-async def storm(server: Server) -> tuple[list[float], list[float]]:
-    """(how late each slow one was cut, times of the good ones meanwhile)"""
-    slow = asyncio.gather(
+async def slow_ones(server: Server) -> list[float]:
+    """How late each was cut."""
+    return await asyncio.gather(
         *(slow_head(server) for _ in range(N_HEADS)),
         *(slow_body(server) for _ in range(N_BODIES)),
         *(slow_reader(server) for _ in range(N_READERS)),
     )
+
+
+async def storm(server: Server) -> tuple[list[float], list[float]]:
+    """(how late each slow one was cut, times of the good ones meanwhile)"""
+    slow = asyncio.create_task(slow_ones(server))
     await asyncio.sleep(SETTLED_S)
     ended = asyncio.Event()
     slow.add_done_callback(lambda _: ended.set())
@@ -184,9 +189,9 @@ async def storm(server: Server) -> tuple[list[float], list[float]]:
     return await slow, good
 
 
-async def calm(server: Server) -> list[float]:
+async def calm(server: Server, *, length_s: float = 1.0) -> list[float]:
     ended = asyncio.Event()
-    asyncio.get_running_loop().call_later(1.0, ended.set)
+    asyncio.get_running_loop().call_later(length_s, ended.set)
     return await good_ones(server, ended)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from molmo_core.errors import InvalidMedia, MediaNotFound
+from molmo_core.errors import Busy, InvalidMedia, MediaNotFound
 from molmo_server.media.look import digest
 from molmo_server.media.spool import Spool
 from molmo_server.settings import MolmoSettings
@@ -60,8 +60,8 @@ def id_of(data: bytes) -> str:
     return f"media-{digest(data)[:32]}"
 
 
-async def put(spool: Spool, *files: bytes) -> list[str]:
-    return [(await spool.put(digest(data), data)).id for data in files]
+async def put(spool: Spool, *files: bytes, owner: str = "") -> list[str]:
+    return [(await spool.put(digest(data), data, owner)).id for data in files]
 
 
 async def test_the_same_bytes_are_one_file(spools: Spools) -> None:
@@ -91,7 +91,7 @@ async def test_a_file_goes_when_it_was_not_used_for_its_time(spools: Spools) -> 
     used, unused, again = await put(spool, b"used", b"unused", b"again")
 
     spools.clock.now_s += 60
-    assert await spool.read(used) == b"used"
+    assert (await spool.read(used))[0] == b"used"
     assert (await put(spool, b"again")) == [again]
     spools.clock.now_s += 60
 
@@ -121,11 +121,30 @@ async def test_above_the_quota_the_least_recently_used_go(spools: Spools) -> Non
         spool.find(b)
 
 
+async def test_each_owner_has_a_quota(spools: Spools) -> None:
+    spool = spools.start(media_quota_bytes=2 * KIB)
+    files = [bytes([k]) * KIB for k in range(4)]
+    [theirs] = await put(spool, files[0], owner="theirs")
+    [of_nobody] = await put(spool, files[0])
+
+    mine = await put(spool, *files, owner="mine")
+
+    assert spool.n_bytes == 4 * KIB
+    for one in (spool, spools.start(media_quota_bytes=2 * KIB)):
+        assert one.find(theirs, "theirs").n_bytes == one.find(of_nobody).n_bytes == KIB
+        assert [one.find(kept, "mine").id for kept in mine[2:]] == mine[2:]
+        with pytest.raises(MediaNotFound):
+            one.find(mine[1], "mine")
+    assert spools.start(media_quota_bytes=KIB).n_bytes == 3 * KIB
+
+
 async def test_a_file_larger_than_the_quota_drives_no_other_out(spools: Spools) -> None:
     spool = spools.start(media_quota_bytes=KIB)
     [small] = await put(spool, b"small")
 
-    with pytest.raises(InvalidMedia, match=r"has 1,025 bytes, this server stores 1,024 in all;"):
+    with pytest.raises(
+        InvalidMedia, match=r"has 1,025 bytes, this server keeps 1,024 of one caller in all;"
+    ):
         await put(spool, bytes(KIB + 1))
 
     assert spools.names() == [small]
@@ -158,7 +177,7 @@ async def test_a_restart_keeps_files_their_times_and_their_order(spools: Spools)
     assert spool.find(a).created_at_s == spools.clock.now_s - 20
     assert spool.find(a).expires_at_s == spools.clock.now_s + 90
     assert spool.find(b).expires_at_s == spools.clock.now_s + 80
-    assert await spool.read(c) == b"c"
+    assert (await spool.read(c))[0] == b"c"
     smaller = spools.start(media_quota_bytes=2)
     assert spools.names() == sorted([a, c])
     assert smaller.n_bytes == 2
@@ -196,12 +215,13 @@ async def test_a_write_that_fails_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(Busy, match=r"disk does not take the file \(No space left"):
         await put(spool, b"cat")
     monkeypatch.undo()
 
     assert (spools.names(), spool.n_bytes) == ([], 0)
-    assert await spool.read((await put(spool, b"cat"))[0]) == b"cat"
+    [media_id] = await put(spool, b"cat")
+    assert await spool.read(media_id) == (b"cat", digest(b"cat"))
 
 
 @pytest.mark.parametrize("harm", ["torn", "altered", "gone"])
@@ -219,7 +239,7 @@ async def test_a_file_that_is_not_what_its_id_says_is_none(spools: Spools, harm:
 
     assert (spools.names(), spool.n_bytes) == ([], 0)
     assert await put(spool, b"cat") == [media_id]
-    assert await spool.read(media_id) == b"cat"
+    assert (await spool.read(media_id))[0] == b"cat"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.conversations import draw_text
+
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 N_PROMPTS = 64
@@ -29,11 +31,22 @@ add_cli_args(parser)
 main(parser.parse_args())
 """
 """The `vllm` command is broken in the distribution for CPUs; this is what it runs."""
-BACKENDS: dict[str, tuple[str, int]] = {
-    "openai-chat": ("/v1/chat/completions", 1),
-    "openai": ("/v1/completions", 0),
+_PICTURES = {
+    "dataset-name": "random-mm",
+    "random-mm-base-items-per-request": 1,
+    "random-mm-limit-mm-per-prompt": json.dumps({"image": 1, "video": 0}),
+    "random-mm-bucket-config": "{(256, 256, 1): 1.0}",
+    **{"random-input-len": 64, "random-output-len": N_TOKENS},
 }
-"""Path, and pictures in each request."""
+"""A drawn picture and a text in each."""
+_TEXTS = {"dataset-name": "custom", "dataset-path": "texts.jsonl", "custom-output-len": N_TOKENS}
+"""Unlike `random`, which draws tokens that a text must not spell out."""
+_SWITCHES = ("--ignore-eos", "--save-result", "--skip-chat-template")
+BACKENDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "openai-chat": ("/v1/chat/completions", _PICTURES),
+    "openai": ("/v1/completions", _TEXTS),
+}
+"""Path, and what is asked."""
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +88,20 @@ def test_vllm_bench_serve(url: str, backend: str, tmp_path: Path) -> None:
 
 
 def run_bench(url: str, backend: str, folder: Path) -> dict[str, Any]:
-    path, n_pictures = BACKENDS[backend]
+    path, dataset = BACKENDS[backend]
+    texts = [{"prompt": draw_text(k, 40)} for k in range(N_PROMPTS)]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
     options = {
         **{"backend": backend, "base-url": url, "endpoint": path, "model": "molmo2"},
         "tokenizer": files("molmo_hf") / "checkpoints" / "molmo2-tiny",
-        # Unlike `random` it draws no tokens that a text must not spell out.
-        "dataset-name": "random-mm",
-        "random-mm-base-items-per-request": n_pictures,
-        "random-mm-limit-mm-per-prompt": json.dumps({"image": 1, "video": 0}),
-        "random-mm-bucket-config": "{(256, 256, 1): 1.0}",
+        **dataset,
         **{"num-prompts": N_PROMPTS, "max-concurrency": 8, "seed": 0},
-        **{"random-input-len": 64, "random-output-len": N_TOKENS},
         **{"result-dir": folder, "result-filename": "figures.json"},
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     ended = subprocess.run(
-        [sys.executable, "-c", _START, *flags, "--ignore-eos", "--save-result"],
+        [sys.executable, "-c", _START, *flags, *_SWITCHES],
+        cwd=folder,
         capture_output=True,
         text=True,
     )

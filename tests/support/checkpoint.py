@@ -54,15 +54,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "head_dim": 128,
     },
     "causal": {"use_qk_norm": True, "qk_norm_type": "qwen3", "num_key_value_heads": 2},
+    "clip_tower": {"use_qk_norm": True, "qk_norm_type": "qwen3", "num_key_value_heads": 2},
 }
-"""Fields of the decoder; all else is common."""
+"""Fields of the decoder; all else is common but the tower of the last."""
+_CLIP_TOWER = {
+    "class_token": True,
+    "pre_norm": True,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
 
 
 def write_checkpoint(folder: Path, variant: str, *, seed: int = 0) -> Path:
     """Write a small float32 checkpoint with the project's own export; returns its folder."""
     config = Molmo2Config(
         text_config={**_TEXT, **VARIANTS[variant]},
-        vit_config=_VIT,
+        vit_config=_VIT | (_CLIP_TOWER if variant == "clip_tower" else {}),
         adapter_config=_ADAPTER,
         bidirectional="none" if variant == "causal" else "all",
     )

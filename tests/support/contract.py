@@ -8,19 +8,23 @@ admin; that a closed operation answers nobody without one is among the checks.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import schemathesis
 from hypothesis import strategies as st
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
+from schemathesis.generation.jsonschema import strategy
+from schemathesis.transport.serialization import Binary
 
 from molmo_server.tenancy.store import KeyStore
 from tests.server.media import data_url, picture, video
+from tests.support.fake_completions import FakeWithCompletions
 from tests.support.gateway import RunningGateway, running_gateway
 
 _NOT_CHECKED = ("positive_data_acceptance", "ensure_resource_availability")
@@ -58,11 +62,12 @@ class Contract:
 
     def ask(self, *, n_examples: int) -> None:
         """Ask every operation: its boundary values, then `n_examples`, then sequences of them."""
-        for event in from_schema(self._schema(n_examples)).execute():
-            if isinstance(event, (events.NonFatalError, events.FatalError)):
-                self.complaints.append(repr(event))
-            elif isinstance(event, events.ScenarioFinished):
-                self._note(event)
+        with _files_judged_as_texts():
+            for event in from_schema(self._schema(n_examples)).execute():
+                if isinstance(event, (events.NonFatalError, events.FatalError)):
+                    self.complaints.append(repr(event))
+                elif isinstance(event, events.ScenarioFinished):
+                    self._note(event)
 
     @property
     def operations(self) -> set[str]:
@@ -104,9 +109,32 @@ def contract(folder: Path, scratch: Path, **settings: Any) -> Iterator[Contract]
     store = KeyStore(scratch / "keys.db")
     key = store.create("contract", scope="admin")
     store.close()
-    with running_gateway(folder, scratch, keys=scratch / "keys.db", **settings) as gateway:
+    settings["keys"] = scratch / "keys.db"
+    with running_gateway(folder, scratch, FakeWithCompletions(), **settings) as gateway:
         gateway.http.headers["authorization"] = f"Bearer {key}"
         yield Contract(gateway=gateway, key=key)
+
+
+@contextmanager
+def _files_judged_as_texts() -> Iterator[None]:
+    """Where a schema rules out what another allows, schemathesis has each drawn value judged by a
+    validator, which raises ValueError at the bytes of a file."""
+    build = strategy._validator
+
+    def validator(schema: Any) -> Callable[[Any], bool]:
+        is_valid = build(schema)
+        return lambda value: is_valid(_without_bytes(value))
+
+    with patch.object(strategy, "_validator", validator):
+        yield
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, Binary):
+        return ""
+    if isinstance(value, dict):
+        return {name: _without_bytes(one) for name, one in value.items()}
+    return [_without_bytes(one) for one in value] if isinstance(value, list) else value
 
 
 def _with_real_media(document: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_it_starts_from_the_packaged_weights_and_leaves_a_run_that_can_be_publis
 ) -> None:
     torch.set_num_threads(1)
     trainer = corners.train(tmp_path / "run", PACKAGED, 2)
-    assert trainer.step == 2
+    assert trainer.at.step == 2
     run, base = open_checkpoint(tmp_path / "run"), open_checkpoint(PACKAGED)
     assert run.step == 2
     assert run.differences() == []

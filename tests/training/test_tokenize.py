@@ -12,12 +12,8 @@ from molmo_core.images import image_tokens, prepare_image
 from molmo_core.prompts import Subtitle, Turn, render_chat
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
 from molmo_training.data.example import Branch, Example, MarkedObject
-from molmo_training.data.tokenize import (
-    Tokenizing,
-    mark_patches,
-    pooled_targets,
-    shown_objects,
-)
+from molmo_training.data.marks import mark_patches, pooled_targets, shown_objects
+from molmo_training.data.tokenize import Tokenizing
 from molmo_training.data.tree import PREFIX_SUBSEGMENT, Weighting
 from molmo_training.recipes.tiny import IMAGES
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from molmo_training.data.scenes import image_example
-from molmo_training.loss import ObjectProbe
-from molmo_training.optim import OptimConfig
+from molmo_training.optim import GroupConfig, OptimConfig
+from molmo_training.recipes.object_lessons import ObjectProbe
 from molmo_training.recipes.tiny import IMAGES, build_model
-from molmo_training.tower import PictureStream, TowerConfig, train_tower
+from molmo_training.recipes.tower import PictureStream, TowerConfig, train_tower
 
 make = partial(image_example, most_objects=2, n_branches=1)
 
@@ -32,7 +32,7 @@ def test_it_learns_what_it_is_shown_again(tmp_path: Path) -> None:
     probe = ObjectProbe(384, 4, 6, place_columns=(3, 4))
     batch = PictureStream(make, IMAGES, batch_size=4, seed=5).batch(0)
     before = probe(backbone.encode(batch[0]), batch[1]).item()
-    optim = OptimConfig(vit_lr=3e-3, warmup_steps=5, muon=True)
+    optim = OptimConfig(vit=GroupConfig(lr=3e-3, warmup_steps=5), muon=True)
     config = TowerConfig(folder=tmp_path, n_steps=60, optim=optim, log_every=30)
     train_tower(backbone, probe, [batch] * 60, config)
     assert probe(backbone.encode(batch[0]), batch[1]).item() < 0.5 * before

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from molmo_core.checkpoints import FolderStore
+from molmo_core.errors import TrainingError
 from molmo_training.checkpoints.opened import open_checkpoint
 from molmo_training.data.loader import GROUP_SIZE, BatchStream, Source
 from molmo_training.data.scenes import image_example
@@ -40,10 +41,10 @@ def test_a_run_that_was_cut_ends_with_the_same_weights(
     first.run(batches[:GROUP_SIZE])
     second = trainer_in(tmp_path / "cut", n)
     assert second.resume()
-    assert second.step == GROUP_SIZE
-    second.run(BatchStream(SOURCES, tokenizing, seed=1, first_batch=second.step))
+    assert second.at.step == GROUP_SIZE
+    second.run(BatchStream(SOURCES, tokenizing, seed=1, first_batch=second.at.step))
 
-    assert (whole.step, whole.examples) == (second.step, second.examples) == (n, 2 * n)
+    assert (whole.at.step, whole.at.examples) == (second.at.step, second.at.examples) == (n, 2 * n)
     after = weights(second)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, after[name]), name
@@ -52,7 +53,7 @@ def test_a_run_that_was_cut_ends_with_the_same_weights(
 def test_it_learns_what_it_is_shown_again_and_again(tmp_path: Path, tokenizing: Tokenizing) -> None:
     batch = BatchStream(SOURCES, tokenizing, seed=2).group(0)[0]
     trainer = trainer_in(tmp_path, 40)
-    losses = [trainer.advance(batch)["loss"] for _ in range(35)]
+    losses = [trainer.advance([batch])["loss"] for _ in range(35)]
     assert losses[0] > 5.5  # about log(526): nothing is known
     assert losses[-1] < 0.75 * losses[0]
 
@@ -71,8 +72,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, tokenizing: Toke
     trainer = trainer_in(tmp_path, 5)
     with torch.no_grad():
         trainer.model.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="at step 0; lower the rate"):
-        trainer.advance(batch)
+    with pytest.raises(TrainingError, match="the loss is nan at step 1: lower the rates"):
+        trainer.advance([batch])
 
 
 def test_every_saved_state_is_published_and_a_store_that_is_away_ends_nothing(
@@ -95,6 +96,7 @@ def test_every_saved_state_is_published_and_a_store_that_is_away_ends_nothing(
     (tmp_path / "store" / "CURRENT").unlink()
     (tmp_path / "store" / "staging").rmdir()
     (tmp_path / "store" / "staging").write_text("in the way")
+    trainer.at.step += 1
     trainer.save()
     assert "step is not published" in caplog.text
     assert store.current() is None

@@ -20,7 +20,7 @@ import torch
 
 from molmo_training.checkpoints.convert import to_hugging_face
 from molmo_training.checkpoints.opened import open_checkpoint
-from molmo_training.run_log import LOG_FILE
+from molmo_training.runs.log import LOG_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,12 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from molmo_core.api_batches import ENDED, File, FileList, FilePurpose
 from molmo_core.errors import InvalidRequest, NotFound
 from molmo_server.batches.folder import BatchFolder
+from molmo_server.batches.pages import Order, page_of, rows_of_page
 
 _COLUMNS = "id, filename, purpose, bytes, created_at, expires_at"
 
@@ -102,30 +103,21 @@ class FileStore:
         *,
         limit: int,
         after: str | None = None,
-        order: Literal["asc", "desc"] = "desc",
+        order: Order = "desc",
         purpose: str | None = None,
     ) -> FileList:
         """Those after the one named `after`; raises NotFound for one that is not there."""
-        where, values = "tenant = ? AND expires_at > ?", [tenant, self._now_s()]
+        query = f"SELECT {_COLUMNS} FROM files WHERE tenant = ? AND expires_at > ?"
+        values = [tenant, self._now_s()]
         if purpose is not None:
-            where, values = f"{where} AND purpose = ?", [*values, purpose]
+            query, values = f"{query} AND purpose = ?", [*values, purpose]
         with self._folder.using() as db:
             if after is not None:
                 self._get(db, tenant, after)
-                sign = "<" if order == "desc" else ">"
-                where += f" AND seq {sign} (SELECT seq FROM files WHERE id = ?)"
-                values = [*values, after]
-            rows = db.execute(
-                f"SELECT {_COLUMNS} FROM files WHERE {where} ORDER BY seq {order} LIMIT ?",
-                [*values, limit + 1],
-            ).fetchall()
-        files = [_file(row) for row in rows[:limit]]
-        return FileList(
-            data=files,
-            first_id=files[0].id if files else None,
-            last_id=files[-1].id if files else None,
-            has_more=len(rows) > limit,
-        )
+            rows, has_more = rows_of_page(
+                db, query, values, table="files", limit=limit, after=after, order=order
+            )
+        return page_of(FileList, [_file(row) for row in rows], has_more=has_more)
 
     def delete(self, tenant: str, file_id: str) -> None:
         """Raises NotFound, InvalidRequest while a batch reads it."""

@@ -34,6 +34,7 @@ from molmo_core.api_batches import (
 from molmo_core.errors import InvalidRequest, NotFound, RateLimited
 from molmo_server.batches.files import insert_file
 from molmo_server.batches.folder import BatchFolder
+from molmo_server.batches.pages import page_of, rows_of_page
 from molmo_server.tenancy.callers import Errand
 
 _COLUMNS = "tenant, key_prefix, output_ttl_s, told"
@@ -131,23 +132,14 @@ class JobStore:
     def page(self, tenant: str, *, limit: int, after: str | None = None) -> BatchList:
         """Newest first, those after the one named `after`; raises NotFound for an unknown one."""
         with self._folder.using() as db:
-            where, values = "tenant = ?", [tenant]
             if after is not None:
                 self._of(db, tenant, after)
-                where += " AND seq < (SELECT seq FROM batches WHERE id = ?)"
-                values = [*values, after]
-            rows = db.execute(
-                f"SELECT told FROM batches WHERE {where} ORDER BY seq DESC LIMIT ?",
-                [*values, limit + 1],
-            ).fetchall()
-            found = (Batch.model_validate_json(told) for (told,) in rows[:limit])
-            batches = [_counted(db, batch) for batch in found]
-        return BatchList(
-            data=batches,
-            first_id=batches[0].id if batches else None,
-            last_id=batches[-1].id if batches else None,
-            has_more=len(rows) > limit,
-        )
+            query = "SELECT told FROM batches WHERE tenant = ?"
+            rows, has_more = rows_of_page(
+                db, query, [tenant], table="batches", limit=limit, after=after
+            )
+            batches = [_counted(db, Batch.model_validate_json(told)) for (told,) in rows]
+        return page_of(BatchList, batches, has_more=has_more)
 
     def cancel(self, tenant: str, batch_id: str) -> Batch:
         """No line begins after it; raises NotFound, InvalidRequest for one that has ended."""

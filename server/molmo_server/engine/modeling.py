@@ -6,6 +6,7 @@ What differs from the stock class, which is kept for everything else:
 * pixels come as bytes and are normalised portion by portion;
 * the vision tower keeps the hidden states that are used, not those of all layers, and works in
   portions, so a long video does not need memory for all frames in all layers;
+* a tower may have a class token and a norm in front of its layers (CLIP, DINOv2);
 * a checkpoint with tied embeddings need not store the output matrix.
 
 Knows: vLLM 0.32's Molmo2 modules. Does not know: the mask (`visual_attention`), preprocessing
@@ -43,6 +44,7 @@ class FaithfulMolmo2(Molmo2ForConditionalGeneration):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         backbone = self.vision_backbone
         backbone.encode_image = MethodType(encode_crops, backbone)
+        _complete_tower(backbone.image_vit, self.config.vit_config)
 
     def _process_image_input(self, image_input: Any) -> tuple[torch.Tensor, ...]:
         return self._fuse(
@@ -118,12 +120,26 @@ def _normalised(values: torch.Tensor) -> torch.Tensor:
 
 def _encode_portion(tower: Any, crops: torch.Tensor, used_layers: Sequence[int]) -> torch.Tensor:
     hidden = tower.add_pos_emb(tower.patch_embedding(crops), tower.patch_num)
+    n_patches = hidden.shape[1]
+    if tower.class_embedding is not None:
+        hidden = torch.cat([tower.class_embedding.expand(len(hidden), 1, -1), hidden], dim=1)
+    if tower.pre_ln is not None:
+        hidden = tower.pre_ln(hidden)
     kept: dict[int, torch.Tensor] = {}
     for layer, block in enumerate(tower.transformer.resblocks):
         hidden = block(hidden)
         if layer in used_layers:
-            kept[layer] = hidden
+            kept[layer] = hidden[:, -n_patches:]
     return torch.cat([kept[layer] for layer in used_layers], dim=-1)
+
+
+def _complete_tower(tower: Any, config: Any) -> None:
+    """Add what only some towers have; vLLM's class knows SigLIP's."""
+    tower.class_embedding = tower.pre_ln = None
+    if getattr(config, "class_token", False):
+        tower.class_embedding = torch.nn.Parameter(torch.zeros(config.hidden_size))
+    if getattr(config, "pre_norm", False):
+        tower.pre_ln = torch.nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
 def _with_tied_head(

@@ -1,9 +1,9 @@
 """Everything of vLLM that this project replaces or builds upon, in one place.
 
 `check_engine` refuses a vLLM whose version or whose code at the places we touch is not what was
-tested; `apply_patches` installs the replacements, `repair_sampling` the two that keep requests
-with media from killing the engine. Registries are used where vLLM has one; two functions are
-wrapped because nothing else reaches them.
+tested; `apply_patches` installs the replacements, `repair_sampling` those without which a request
+kills the engine or is answered with tokens that nobody predicted. Registries are used where vLLM
+has one; functions are wrapped because nothing else reaches them.
 
 Knows: names and code of vLLM 0.32. Does not know: why (each replacement's module says it).
 """
@@ -40,9 +40,13 @@ _TESTED_CODE = {
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._build_attention_metadata": "25e922d532db",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_prompt_logprobs_dict": "f2e2ad4c2b62",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._input_fits_in_drafter": "607cecf71f6a",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._bookkeeping_sync": "a3c3aed1131f",
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.sample_tokens": "a41f3b524f29",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.propose_draft_token_ids": "599829a38a15",
     "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer": "cc1114aaad1d",
     "vllm.v1.sample.rejection_sampler:RejectionSampler.forward": "7c0aafd6b2c0",
+    "vllm.v1.sample.rejection_sampler:apply_sampling_constraints": "de480799c783",
+    "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens": "b937d69dd008",
     "vllm.model_executor.models.molmo2:Molmo2ForConditionalGeneration": "0e389d347e97",
     "vllm.model_executor.models.molmo2:Molmo2VisionBackbone": "84edece5935a",
     "vllm.model_executor.models.molmo2:Molmo2MultiModalProcessor": "d1bc09f149b9",
@@ -135,20 +139,36 @@ def feed_stock_model() -> None:
 
 
 def repair_sampling() -> None:
-    """Keep token ids that have no logit from being used as an index into the logits.
+    """Repair four things of vLLM that a request can meet. Safe to call again.
 
     Visual tokens have embeddings but no row in the output matrix; stock vLLM reads and counts
     out of bounds with them (prompt log-probabilities, repetition penalty) and the engine dies.
     Such a token gets log-probability 0.0 and rank 0: it is never predicted, and adds nothing to
     a sum over the prompt. In penalties it is not counted.
+
+    On a CPU a drafted answer is sampled with temperature, top_k and top_p out of memory that was
+    never written: they are spread over the drafted tokens here. A prompt that is computed in
+    several steps, of a request with a seed, ends the engine: its random numbers are not touched
+    before the prompt's end. And who gives a seed is not drafted for: how many random numbers a
+    step takes then depends on the drafts, without them the answer is the same again.
     """
     from vllm.model_executor.layers import utils
+    from vllm.v1.sample import rejection_sampler
     from vllm.v1.sample.sampler import Sampler
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    if not hasattr(Sampler.gather_logprobs, "molmo_original"):
-        Sampler.gather_logprobs = staticmethod(_gather_within(Sampler.gather_logprobs))
-    if not hasattr(utils.get_token_bin_counts_and_mask, "molmo_original"):
-        utils.get_token_bin_counts_and_mask = _count_within(utils.get_token_bin_counts_and_mask)
+    rejection_sampler.expand_batch_to_tokens = _spread
+    _wrap(Sampler, "gather_logprobs", lambda original: staticmethod(_gather_within(original)))
+    _wrap(utils, "get_token_bin_counts_and_mask", _count_within)
+    _wrap(GPUModelRunner, "sample_tokens", _sample_behind_prompts)
+    _wrap(GPUModelRunner, "propose_draft_token_ids", _propose_without_seeds)
+
+
+def _wrap(owner: Any, name: str, wrapped: Callable[[Callable[..., Any]], Any]) -> None:
+    original = getattr(owner, name)
+    if not hasattr(original, "molmo_original"):
+        setattr(owner, name, wrapped(original))
+        getattr(owner, name).molmo_original = original
 
 
 def _gather_within(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,7 +180,6 @@ def _gather_within(original: Callable[..., Any]) -> Callable[..., Any]:
         gathered.selected_token_ranks.masked_fill_(~has_logit, 0)
         return gathered
 
-    gather_logprobs.molmo_original = original  # type: ignore[attr-defined]
     return gather_logprobs
 
 
@@ -169,5 +188,47 @@ def _count_within(original: Callable[..., Any]) -> Callable[..., Any]:
         # `vocab_size` itself is the bin of padding, which is cut off afterwards.
         return original(tokens.clamp(max=vocab_size), vocab_size, num_seqs)
 
-    get_token_bin_counts_and_mask.molmo_original = original  # type: ignore[attr-defined]
     return get_token_bin_counts_and_mask
+
+
+def _spread(
+    x: torch.Tensor,
+    cu_num_tokens: torch.Tensor,
+    num_tokens: int,
+    replace_from: float = 0,
+    replace_to: float = 0,
+) -> torch.Tensor:
+    """A setting by request (requests,) as one by token (tokens,), one value replaced by another.
+
+    `cu_num_tokens` is how many tokens belong to a request and to those in front of it.
+    """
+    n_tokens = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+    replaced = torch.where(x == replace_from, torch.full_like(x, replace_to), x)
+    return replaced.repeat_interleave(n_tokens, output_size=num_tokens)
+
+
+def _sample_behind_prompts(original: Callable[..., Any]) -> Callable[..., Any]:
+    def sample_tokens(self: Any, grammar_output: Any) -> Any:
+        batch = self.input_batch
+        in_prompts = self.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist()
+        resting = {k: batch.generators.pop(k) for k in in_prompts if k in batch.generators}
+        try:
+            return original(self, grammar_output)
+        finally:
+            batch.generators.update(resting)
+
+    return sample_tokens
+
+
+def _propose_without_seeds(original: Callable[..., Any]) -> Callable[..., Any]:
+    def propose_draft_token_ids(
+        self: Any, scheduler_output: Any, sampled_token_ids: Any, *state: Any
+    ) -> Any:
+        if isinstance(sampled_token_ids, list):  # a tensor where it is not `drafts` that drafts
+            seeded = self.input_batch.generators
+            sampled_token_ids = [
+                [] if row in seeded else ids for row, ids in enumerate(sampled_token_ids)
+            ]
+        return original(self, scheduler_output, sampled_token_ids, *state)
+
+    return propose_draft_token_ids

@@ -170,8 +170,7 @@ class FakeEngine:
                 self.n_dropped += 1
         if Trick.DIE in question:
             os.kill(os.getpid(), signal.SIGKILL)
-        is_first = sum(question_of(body) == question for body in self.requests) == 1
-        if Trick.BREAK_FIRST in question and is_first:
+        if Trick.BREAK_FIRST in question and self._is_asked_first(question):
             assert request.transport is not None
             request.transport.abort()
             return web.Response()
@@ -187,6 +186,9 @@ class FakeEngine:
                 message = "cannot identify image file <_io.BytesIO object at 0x7f00deadbeef>"
                 return web.json_response({"error": {"message": message}}, status=status)
         return None
+
+    def _is_asked_first(self, question: str) -> bool:
+        return sum("messages" in b and question_of(b) == question for b in self.requests) == 1
 
     async def _stream(
         self,

@@ -313,8 +313,12 @@ class RemoteEngine:
         for body in self._warm_ups:
             if not await self._answers(body):
                 return False
-        if not await self._has_what_it_should():
-            self.set_state(EngineState.STARTING, self._other_weights())
+        try:
+            if not await self._has_what_it_should():
+                self.set_state(EngineState.STARTING, self._other_weights())
+                return False
+        except EngineFailed as error:
+            self.set_state(EngineState.STARTING, error.message)
             return False
         await self._check_answers()
         self.takes_media_options = await self._says_it_takes_media_options()
@@ -347,8 +351,11 @@ class RemoteEngine:
             if self._is_loading:  # whoever has it load knows how long that may take, and probes it
                 last_good = clock()
                 continue
-            if status == 200 and not await self._has_what_it_should():
-                return self._other_weights()
+            try:
+                if status == 200 and not await self._has_what_it_should():
+                    return self._other_weights()
+            except EngineFailed:
+                status = 0
             self._is_doubted = must_probe
             if status == 200 and (not must_probe or await self._generates()):
                 self._must_probe = self._is_doubted = False
@@ -362,17 +369,20 @@ class RemoteEngine:
                 return f"the engine did not answer for {self._timing.hang_grace_s:g} s"
 
     async def _has_what_it_should(self) -> bool:
-        """Whether an engine of which that is known has those weights, or does not tell."""
+        """Whether an engine of which that is known has those weights, or does not tell.
+
+        Raises EngineFailed where what it tells cannot be read.
+        """
         expected = self._expected_id
         if expected is None or self._lost:  # lost: it takes no requests, whatever it has
             return True
         status, text = await self._get(WEIGHTS_PATH)
         if status != 200 or self._expected_id != expected:
             return True  # it does not say now, or another load has begun meanwhile
-        with suppress(orjson.JSONDecodeError):
-            content = orjson.loads(text)
-            return isinstance(content, dict) and content.get("version") == expected
-        return False
+        try:
+            return bool(orjson.loads(text)["version"] == expected)
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise EngineFailed("what the engine tells of its weights cannot be read") from error
 
     def _other_weights(self) -> str:
         return f"it has other weights than it was told to load; start it with {self._expected_id}"

@@ -219,25 +219,25 @@ class MediaGate:
 
     async def facts(self, media_id: str, *, owner: str = "") -> api.UploadedMedia:
         """What an uploaded file is, from a look at it; raises MediaNotFound."""
-        data = await self.spool.read(media_id, owner)
+        data, sha256 = await self.spool.read(media_id, owner)
         async with self._turns:
             kind: Kind = "video" if container_type(data) else "image"
-            look = await self._looks.look(data, "the file", kind, owner)
+            look = await self._looks.look(data, "the file", kind, owner, sha256=sha256)
         return _uploaded(self.spool.find(media_id, owner), look)
 
     async def _check(self, url: str, what: str, kind: Kind, owner: str) -> tuple[MediaFile, Look]:
         """(what was looked at, what it is)."""
         limit_bytes = self._limit_bytes(kind)
         scheme = url[:_MAX_SCHEME_CHARS].partition(":")[0].lower()
-        encoded, data = "", b""
+        encoded, data, sha256 = "", b"", ""
         if scheme == "media":
-            data = await self.spool.read(url.partition("://")[2], owner)
+            data, sha256 = await self.spool.read(url.partition("://")[2], owner)
         elif scheme != "data":  # fetched before it is this one's turn: it may take long
             data = await self._remote.fetch(url, what, limit_bytes)
         async with self._turns:
             if scheme == "data":
                 encoded, data = await asyncio.to_thread(_opened, url, what, kind, limit_bytes)
-            look = await self._looks.look(data, what, kind, owner)
+            look = await self._looks.look(data, what, kind, owner, sha256=sha256)
         return MediaFile(data=data, mime=look.mime, encoded=encoded), look
 
     def _limit_bytes(self, kind: Kind) -> int:

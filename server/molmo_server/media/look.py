@@ -61,12 +61,14 @@ class Looks:
         self._on_look = on_look
         self._known: OrderedDict[tuple[Kind, str, str], Look] = OrderedDict()
 
-    async def look(self, data: bytes, what: str, kind: Kind, owner: str = "") -> Look:
+    async def look(
+        self, data: bytes, what: str, kind: Kind, owner: str = "", *, sha256: str = ""
+    ) -> Look:
         """`what` names the file in messages; how long a look takes tells nobody what others sent.
 
-        Raises InvalidMedia.
+        `sha256` where it is known. Raises InvalidMedia.
         """
-        sha256 = await asyncio.to_thread(digest, data)
+        sha256 = sha256 or await asyncio.to_thread(digest, data)
         key = (kind, sha256, owner)
         known = self._known.get(key)
         if known is not None:

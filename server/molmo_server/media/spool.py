@@ -1,4 +1,4 @@
-"""Uploaded files: one per content, for a time after their last use, within a quota of bytes.
+"""Uploaded files: one per content, for a time after their last use, within each owner's quota.
 
 A file is `media-<first 32 hex digits of its SHA-256>` in a private folder, where keys are in use
 with its owner's mark behind it (`.` and 16 hex digits): each tenant has their own, and an id of
@@ -21,20 +21,21 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from molmo_core.errors import InvalidMedia, MediaNotFound
+from molmo_core.errors import Busy, InvalidMedia, MediaNotFound
 from molmo_server.media.look import digest
 from molmo_server.settings import MolmoSettings
 
 _NAME = re.compile(r"media-[0-9a-f]{32}(\.[0-9a-f]{16})?")
 _PART = ".part-"
 _SWEEP_EVERY_S = 60.0
+_DISK_RETRY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,12 @@ class Spool:
         self._stored: OrderedDict[str, Stored] = OrderedDict()
         """By name, the least recently used first."""
         self._timer: asyncio.TimerHandle | None = None
-        self.n_bytes = 0
+        self._n_bytes: Counter[str] = Counter()
+        """By the owner's mark."""
+
+    @property
+    def n_bytes(self) -> int:
+        return self._n_bytes.total()
 
     def start(self) -> None:
         """Take over what an earlier run left in `media_dir`."""
@@ -79,7 +85,10 @@ class Spool:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     async def put(self, sha256: str, data: bytes, owner: str = "") -> Stored:
-        """Store a file under its digest, or renew it; raises InvalidMedia above the quota."""
+        """Store a file under its digest, or renew it.
+
+        Raises InvalidMedia for a file above the quota, Busy when the disk does not take it.
+        """
         media_id = f"media-{sha256[:32]}"
         with suppress(MediaNotFound):
             self.open(media_id, owner).close()
@@ -87,29 +96,36 @@ class Spool:
         name = _name(media_id, owner)
         if len(data) > self._quota_bytes:
             raise InvalidMedia(
-                f"the file has {len(data):,} bytes, this server stores {self._quota_bytes:,} in "
-                "all; send it in the request, as a data URL"
+                f"the file has {len(data):,} bytes, this server keeps {self._quota_bytes:,} of "
+                "one caller in all; send it in the request, as a data URL"
             )
         part = self._path(f"{_PART}{uuid.uuid4().hex}")
         try:
             with open(part, "xb", opener=_private) as file:
                 await asyncio.to_thread(file.write, data)
-            self._make_room(len(data))
+            self._make_room(len(data), _mark(name))
             part.rename(self._path(name))
+        except OSError as error:
+            raise Busy(
+                f"this server's disk does not take the file ({error.strerror}); send it in the "
+                "request, as a data URL, or upload it later",
+                retry_after_s=_DISK_RETRY_S,
+            ) from error
         finally:
             part.unlink(missing_ok=True)
         self._forget(name)  # a twin may have come while this one was written
         now_s = self._clock()
         return self._note(name, len(data), created_at_s=now_s, used_at_s=now_s)
 
-    async def read(self, media_id: str, owner: str = "") -> bytes:
-        """The file's bytes, and renew it; raises MediaNotFound."""
+    async def read(self, media_id: str, owner: str = "") -> tuple[bytes, str]:
+        """The file's bytes and their SHA-256, and renew it; raises MediaNotFound."""
         with self.open(media_id, owner) as file:
             data = await asyncio.to_thread(file.read)
-        if not (await asyncio.to_thread(digest, data)).startswith(media_id.removeprefix("media-")):
+        sha256 = await asyncio.to_thread(digest, data)
+        if not sha256.startswith(media_id.removeprefix("media-")):
             self._remove(_name(media_id, owner))
             raise self._not_found(media_id)
-        return data
+        return data, sha256
 
     def open(self, media_id: str, owner: str = "") -> BinaryIO:
         """As `read`, not yet read; whatever happens to the file, this one stays whole."""
@@ -151,7 +167,8 @@ class Spool:
                 found.append((facts.st_atime, facts.st_mtime, path.name, facts.st_size))
         for used_at_s, created_at_s, name, n_bytes in sorted(found):
             self._note(name, n_bytes, created_at_s=created_at_s, used_at_s=used_at_s)
-        self._make_room(0)
+        for mark in list(self._n_bytes):
+            self._make_room(0, mark)
 
     def _note(self, name: str, n_bytes: int, *, created_at_s: float, used_at_s: float) -> Stored:
         stored = Stored(
@@ -162,7 +179,7 @@ class Spool:
             expires_at_s=used_at_s + self._ttl_s,
         )
         self._stored[name] = stored
-        self.n_bytes += n_bytes
+        self._n_bytes[_mark(name)] += n_bytes
         os.utime(self._path(name), (used_at_s, created_at_s))
         return stored
 
@@ -187,9 +204,12 @@ class Spool:
                 break
             self._remove(name)
 
-    def _make_room(self, n_bytes: int) -> None:
-        while self._stored and self.n_bytes + n_bytes > self._quota_bytes:
-            self._remove(next(iter(self._stored)))
+    def _make_room(self, n_bytes: int, mark: str) -> None:
+        names = [name for name in self._stored if _mark(name) == mark]
+        for name in names:
+            if self._n_bytes[mark] + n_bytes <= self._quota_bytes:
+                break
+            self._remove(name)
 
     def _remove(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
@@ -197,7 +217,7 @@ class Spool:
 
     def _forget(self, name: str) -> None:
         if (stored := self._stored.pop(name, None)) is not None:
-            self.n_bytes -= stored.n_bytes
+            self._n_bytes[_mark(name)] -= stored.n_bytes
 
     def _not_found(self, media_id: str) -> MediaNotFound:
         return MediaNotFound(
@@ -210,6 +230,10 @@ class Spool:
 def _name(media_id: str, owner: str) -> str:
     mark = hashlib.sha256(owner.encode()).hexdigest()[:16]
     return f"{media_id}.{mark}" if owner else media_id
+
+
+def _mark(name: str) -> str:
+    return name.partition(".")[2]
 
 
 def _private(path: str, flags: int) -> int:

@@ -1,4 +1,4 @@
-"""Models, liveness, readiness and metrics.
+"""Models, liveness, readiness, metrics and the page of documents.
 
 Knows: what operators and OpenAI's clients ask for. Does not know: how engines are run.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import lru_cache
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from molmo_core import api
@@ -16,6 +18,8 @@ from molmo_core.errors import EngineUnavailable
 from molmo_server.gateway import Gateway
 from molmo_server.routes.document import PLAIN_TEXT
 from molmo_server.telemetry.engine_metrics import merged
+from molmo_server.web.docs_page import docs_page
+from molmo_server.web.headers import DOCS
 
 
 def ops_router(gateway: Gateway) -> APIRouter:
@@ -65,6 +69,14 @@ def ops_router(gateway: Gateway) -> APIRouter:
         names = [engine.name for engine in engines]
         text = _gateway_metrics(gateway) + merged(dict(zip(names, texts, strict=True))).encode()
         return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    @lru_cache(maxsize=1)
+    def page(app: FastAPI) -> str:
+        return docs_page(app.openapi())
+
+    @router.get(DOCS, include_in_schema=False, response_class=HTMLResponse)
+    async def docs(request: Request) -> str:
+        return page(request.app)
 
     return router
 

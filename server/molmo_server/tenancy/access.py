@@ -28,7 +28,7 @@ from molmo_server.tenancy.store import KeyStore, KeyUsage, Usage, day_of, prefix
 
 logger = logging.getLogger(__name__)
 
-_OPEN = ("/health", "/ready", "/metrics")
+_OPEN = ("/health", "/ready", "/metrics", "/docs")
 """Templates of routes; FastAPI's own documents do not pass here."""
 _ADMIN = "/admin/"
 _BEAT_S = 0.5

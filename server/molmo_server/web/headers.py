@@ -1,8 +1,7 @@
 """What every answer tells a browser, and which foreign pages may ask.
 
 Answers are data: nothing in them is to be run, framed or guessed at, and nobody is to store them.
-Only the page under /docs shows something; it loads its scripts from a public host that is named
-here and may do so nowhere else.
+Only the page under /docs shows something, in its own style, and runs nothing either.
 
 Knows: headers. Does not know: what is answered.
 """
@@ -15,17 +14,13 @@ from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 
 from molmo_server.settings import MolmoSettings
+from molmo_server.web.docs_page import STYLE_SOURCE
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 _DATA_POLICY = b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-_PAGE_POLICY = (
-    b"default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    b"style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    b"img-src data: https://fastapi.tiangolo.com; connect-src 'self'; "
-    b"frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-)
-_DOCS = "/docs"
+_PAGE_POLICY = _DATA_POLICY + f"; style-src {STYLE_SOURCE}".encode()
+DOCS = "/docs"
 _ALWAYS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -49,7 +44,7 @@ _PREFLIGHT_S = 600
 
 def browser_headers(path: str, answer: Headers) -> Headers:
     """To be added to an answer that has the headers `answer`."""
-    own = _PAGE if path == _DOCS else _DATA
+    own = _PAGE if path == DOCS else _DATA
     if any(name == b"cache-control" for name, _ in answer):
         return own
     return (*own, _UNSTORED)

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.timeout(900)
 TINY = Path(str(files("molmo_hf"))) / "checkpoints" / "molmo2-tiny"
 FIELDS = {"max_model_len": 600, "max_num_seqs": 6}
 LEAST_TOKENS_A_STEP = 2.0
+LEAST_LOGPROB = -12.0
+"""One sampled token in 160 000 is as improbable; taken by mistake they were at -18 and below."""
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,51 @@ def test_drafts_keep_to_a_grammar(engines, tracks) -> None:
 )
 def test_settings_of_a_request_hold_for_drafts(engines, tracks, fields) -> None:
     assert_equal(engines, [(one, fields) for one in (tracks[1], OTHERS[0], OTHERS[3])])
+
+
+def test_a_seed_is_the_same_answer_again(engines, tracks) -> None:
+    """Alone, beside others, and without drafts."""
+
+    def sampled(engine: RunningEngine, seed: int) -> list[int]:
+        return answer(engine, tracks[0], temperature=1.0, seed=seed)[0]
+
+    plain, drafting = engines["plain"], engines["drafting"]
+    alone = sampled(drafting, 1)
+    assert alone == sampled(drafting, 1) == sampled(plain, 1) != sampled(drafting, 2)
+    with ThreadPoolExecutor(6) as pool:
+        others = [pool.submit(answer, drafting, one) for one in [*OTHERS[:3], tracks[1]]]
+        others += [pool.submit(answer, drafting, tracks[2], temperature=1.0)]
+        assert sampled(drafting, 1) == alone
+        for other in others:
+            other.result()
+
+
+def test_drafts_are_sampled_as_the_model_would(engines, tracks) -> None:
+    """Without a seed, each request with settings of its own, and greedy ones beside them."""
+    settings = ({"temperature": 0.7}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 0.9})
+    engine = engines["drafting"]
+    before = drafted(engine)["accepted_tokens"]
+    with ThreadPoolExecutor(6) as pool:
+        sampled = [
+            pool.submit(answer, engine, one, **fields) for one in tracks[:3] for fields in settings
+        ]
+        greedy = pool.submit(answer, engine, tracks[3])
+        least = min(min(done.result()[1]) for done in sampled)
+        assert greedy.result()[0] == answer(engines["plain"], tracks[3])[0]
+    assert least > LEAST_LOGPROB
+    assert drafted(engine)["accepted_tokens"] - before > 100
+
+
+def test_prompts_with_a_seed_are_computed_in_several_steps(engines) -> None:
+    """More of them at once than a step has room for."""
+    asked_for = [asked(f"long-{k}", " ".join(f"w{k}{i}" for i in range(90))) for k in range(4)]
+    for engine in engines.values():
+        fields = {"temperature": 1.0, "seed": 1, "max_tokens": 8, "cache_salt": "alone"}
+        alone = [answer(engine, one, **fields)[0] for one in asked_for]
+        fields["cache_salt"] = "together"
+        with ThreadPoolExecutor(4) as pool:
+            answers = pool.map(lambda one, e=engine, f=fields: answer(e, one, **f)[0], asked_for)
+            assert list(answers) == alone
 
 
 def test_weights_are_exchanged_between_drafts(engines, tracks) -> None:

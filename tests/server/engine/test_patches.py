@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -74,6 +77,58 @@ def test_ids_without_a_logit_are_not_counted_in_penalties():
     counts, mask = utils.get_token_bin_counts_and_mask(torch.tensor([[1, 1, 9, 4]]), 4, 1)
     assert counts.tolist() == [[0, 2, 0, 0]]
     assert mask.tolist() == [[False, True, False, False]]
+
+
+def test_a_setting_is_spread_over_the_drafted_tokens_of_its_request():
+    from vllm.v1.sample import rejection_sampler
+
+    patches.repair_sampling()
+    spread = rejection_sampler.expand_batch_to_tokens
+    n_tokens = torch.tensor([2, 2, 5, 6])  # 2, none, 3, 1
+    temperature = spread(torch.tensor([0.7, 0.4, 0.0, 1.5]), n_tokens, 6, 0, 1)
+    assert temperature.tolist() == pytest.approx([0.7, 0.7, 1, 1, 1, 1.5])
+    top_k = spread(torch.tensor([3, 4, 0, 7], dtype=torch.int32), n_tokens, 6)
+    assert top_k.dtype == torch.int32
+    assert top_k.tolist() == [3, 3, 0, 0, 0, 7]
+
+
+def test_drafted_answers_are_sampled_with_the_model_s_probabilities():
+    """Many answers of one drafted token, of four possible ones, as vLLM samples them."""
+    from vllm.platforms import current_platform
+    from vllm.v1.sample.rejection_sampler import apply_sampling_constraints, rejection_sample
+
+    patches.repair_sampling()
+    current_platform.import_kernels()
+    with warnings.catch_warnings():  # vLLM looks for its kernels in all of torch
+        warnings.simplefilter("ignore")
+        current_platform.register_triton_kernel_overrides()
+    n, temperature = 20_000, 0.7
+    probabilities = torch.tensor([0.1, 0.6, 0.25, 0.05])
+    logits = (probabilities.log() * temperature).expand(n, 4).contiguous()
+    settings = SimpleNamespace(
+        all_greedy=False,
+        all_random=True,
+        temperature=torch.full((n,), temperature),
+        top_k=None,
+        top_p=None,
+        generators={},
+    )
+    ends = torch.arange(1, n + 1, dtype=torch.int32)
+    torch.manual_seed(0)
+    for draft in range(4):
+        found = rejection_sample(
+            torch.full((n,), draft, dtype=torch.int32),
+            [1] * n,
+            1,
+            ends,
+            None,
+            apply_sampling_constraints(logits.clone(), ends, settings),
+            torch.full((n, 1), 9),
+            settings,
+        )
+        shares = found[:, 0].bincount(minlength=4) / n
+        assert shares.tolist() == pytest.approx(probabilities.tolist(), abs=0.012)
+        assert ((found[:, 1] == 9) == (found[:, 0] == draft)).all()
 
 
 @pytest.mark.usefixtures("stock_functions")

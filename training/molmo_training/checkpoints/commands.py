@@ -15,10 +15,16 @@ from cyclopts import App, Parameter
 
 from molmo_core.checkpoints import Store, open_store
 from molmo_core.errors import CheckpointError, MolmoError
-from molmo_training.checkpoints.convert import SHARD_BYTES, to_hugging_face, to_native_folder
+from molmo_training.checkpoints.convert import (
+    SHARD_BYTES,
+    to_adapter_folder,
+    to_hugging_face,
+    to_native_folder,
+)
 from molmo_training.checkpoints.opened import OpenedCheckpoint, n_parameters, open_checkpoint
 from molmo_training.checkpoints.publish import publish, publish_as_it_is, store_cache
 from molmo_training.checkpoints.verify import Difference, compare
+from molmo_training.runs.card import card_of_run, write_card
 
 app = App(
     name="molmo checkpoint", help="Convert, inspect and publish checkpoints.", version_flags=()
@@ -59,14 +65,23 @@ def import_command(
     dtype: Annotated[DtypeName | None, Parameter(help="Of the weights; else as stored")] = None,
     max_model_len: Annotated[int | None, Parameter(help="Most tokens; else as trained")] = None,
     shard_size: Annotated[str, Parameter(help="Most bytes of one file")] = f"{SHARD_BYTES}",
+    card: Annotated[
+        bool, Parameter(help="Write a model card, of a run of ours", negative=())
+    ] = False,
+    base_model: Annotated[
+        str | None, Parameter(help="For the card: what the run began with, on a hub")
+    ] = None,
 ) -> None:
     """Read a checkpoint of any form and write it as a released folder."""
     n_bytes = _size(shard_size)
+    written = card_of_run(source, name=out.name, base_model=base_model) if card else None
     opened = open_checkpoint(source, max_model_len=max_model_len)
     for note in opened.notes:
         _remark(f"note: {note}")
     chosen = None if dtype is None else getattr(torch, dtype)
     to_hugging_face(opened, out, dtype=chosen, tokenizer=tokenizer, shard_bytes=n_bytes)
+    if written is not None:
+        write_card(out, written)
     _say(f"{out} holds {opened.folder.name} in the Hugging Face layout")
 
 
@@ -97,6 +112,19 @@ def export_command(
         raise CheckpointError("--dtype is for --layout hf; the native form keeps what is stored")
     to_native_folder(open_checkpoint(source, max_model_len=max_model_len), out)
     _say(f"{out} holds {source.name} in Ai2's native form")
+
+
+@app.command(name="adapters")
+def adapters_command(
+    run: Annotated[Path, Parameter(help="A run that trained adapters")],
+    out: Annotated[Path, Parameter(help="New folder in the layout of PEFT")],
+    /,
+    *,
+    start: Annotated[Path, Parameter(help="The checkpoint that the run began with")],
+) -> None:
+    """Write the adapters of a run by themselves; import writes them merged."""
+    to_adapter_folder(run, out, start=start)
+    _say(f"{out} holds the adapters of {run.name}")
 
 
 @app.command(name="show")

@@ -6,13 +6,8 @@ Knows: the rule that turns one into the other. Does not know: which tensors a mo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-from torch import Tensor
 
 from molmo_hf.export import HEAD
-from molmo_hf.weight_files import Place, Weights
 
 NATIVE_HEAD = "transformer.ff_out.weight"
 _PREFIX = "model."
@@ -44,23 +39,4 @@ def to_native(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True)
-class Renamed:
-    """Weights under other names: `names` maps each new name to the old one."""
-
-    weights: Weights
-    names: Mapping[str, str]
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        shapes = self.weights.shapes()
-        return {new: shapes[old] for new, old in self.names.items()}
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self.weights.read(self.names[name])
-        return tensor
-
-    def place(self, name: str) -> Place | None:
-        return self.weights.place(self.names[name])
-
-
-__all__ = ["HEAD", "NATIVE_HEAD", "Renamed", "to_hf", "to_native"]
+__all__ = ["HEAD", "NATIVE_HEAD", "to_hf", "to_native"]

@@ -26,7 +26,9 @@ from molmo_training.checkpoints.safetensors_weights import StoredTensor, StoredW
 CONTENTS_FILE = ".metadata"
 MODEL_PREFIX = "model."
 """Of the model's tensors in a sharded checkpoint, which holds the optimizer's too."""
-_DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.bfloat16, torch.float16)}
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_OTHERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS + _OTHERS}
 
 
 class UnshardedWeights(StoredWeights):
@@ -166,17 +168,20 @@ _RECORDS = {
 }
 
 
+def is_of_table(module: str, name: str) -> bool:
+    """Whether a table of contents has a reason to name it."""
+    if module == "torch":
+        return name == "Size" or name in _DTYPES
+    return (module, name) in _RECORDS or (module, name) == (_TABLE, "TensorProperties")
+
+
 class _TableUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _RECORDS:
-            return _Record
-        if (module, name) == (_TABLE, "TensorProperties"):
-            return _Properties
-        if (module, name) == ("torch", "Size"):
-            return tuple
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+        if not is_of_table(module, name):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+        if module == "torch":
+            return tuple if name == "Size" else _DTYPES[name]
+        return _Properties if name == "TensorProperties" else _Record
 
 
 def _read_contents(path: Path) -> Any:

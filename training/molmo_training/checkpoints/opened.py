@@ -1,7 +1,7 @@
 """Any checkpoint of Molmo2, opened: its configuration and weights under Hugging Face names.
 
 Forms: a released folder (`hf`), Ai2's native ones (`native-sharded`, `native-unsharded`), a run of
-this project's trainer (`run`).
+this project's trainer (`run`), adapters beside the checkpoint they were trained from (`adapters`).
 
 Knows: how to tell the forms apart and what each holds. Does not know: what is done with them.
 """
@@ -12,38 +12,52 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from molmo_core.errors import CheckpointError
 from molmo_core.images import ImageGeometry
 from molmo_core.videos import VideoGeometry
 from molmo_hf.configuration_molmo2 import Molmo2Config
-from molmo_hf.export import HEAD, WithHead, load_processor, save_settings
+from molmo_hf.export import EMBEDDING, HEAD, WithHead, load_processor, save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.processing_molmo2 import Molmo2Processor
 from molmo_hf.tokenizer import build_tokenizer
-from molmo_hf.weight_files import LoadedWeights, Place, Weights
-from molmo_training.checkpoints.names import NATIVE_HEAD, Renamed, to_hf
+from molmo_hf.weight_files import Weights
+from molmo_training.checkpoints.adapters import (
+    ADAPTER_CONFIG,
+    merged_state,
+    merged_with,
+    read_adapter_config,
+    start_of,
+)
+from molmo_training.checkpoints.names import NATIVE_HEAD, to_hf
 from molmo_training.checkpoints.native_config import CONFIG_FILE, read_native_config
 from molmo_training.checkpoints.native_weights import (
     CONTENTS_FILE,
     ShardedWeights,
     UnshardedWeights,
 )
+from molmo_training.checkpoints.run_weights import (
+    RUN_SETTINGS as RUN_SETTINGS,
+)
+from molmo_training.checkpoints.run_weights import (
+    RUN_STATE,
+    is_run_state,
+    last_state,
+    run_weights,
+    settings_of,
+)
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
+from molmo_training.checkpoints.weight_views import OnlyRead, Renamed, shape_differences
 
 SHARDED, UNSHARDED = "model_and_optim", "model.pt"
-RUN_STATE, RUN_SETTINGS = "state.pt", "model"
-"""Of a run of ours: everything to go on from, and a released folder without weights."""
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
-_UNREAD_LAYER = re.compile(r"model\.vision_backbone\.image_vit\.transformer\.resblocks\.(\d+)\..+")
 
 
 class Kind(StrEnum):
@@ -51,6 +65,7 @@ class Kind(StrEnum):
     NATIVE_SHARDED = "native-sharded"
     NATIVE_UNSHARDED = "native-unsharded"
     RUN = "run"
+    ADAPTERS = "adapters"
 
 
 NATIVE = (Kind.NATIVE_SHARDED, Kind.NATIVE_UNSHARDED)
@@ -115,6 +130,10 @@ class OpenedCheckpoint:
             )
             return load_processor(folder)
 
+    def has_tied_head(self) -> bool:
+        """Whether the language head is the embedding, be it that an export wrote it out."""
+        return self.is_tied or torch.equal(self.weights.read(HEAD), self.weights.read(EMBEDDING))
+
     def expected_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors that the configuration asks for."""
         with torch.device("meta"):
@@ -123,17 +142,7 @@ class OpenedCheckpoint:
 
     def differences(self) -> list[str]:
         """What of the weights is missing, not expected or of another shape."""
-        found, expected = self.weights.shapes(), self.expected_shapes()
-        lines = [
-            f"missing: {name} {shape}" for name, shape in expected.items() if name not in found
-        ]
-        lines += [f"not expected: {name}" for name in found if name not in expected]
-        lines += [
-            f"shape of {name}: {found[name]}, expected {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ]
-        return lines
+        return shape_differences(self.weights.shapes(), self.expected_shapes())
 
     def check_complete(self) -> None:
         """Raise CheckpointError unless the weights are those that the configuration asks for."""
@@ -146,16 +155,20 @@ class OpenedCheckpoint:
 
 
 def open_checkpoint(path: Path, *, max_model_len: int | None = None) -> OpenedCheckpoint:
-    """Open a folder of any form; of a native run folder its last step.
+    """Open a folder of any form; of a run folder its last step.
 
     Raises CheckpointError when it is none, or a form or model that is not read.
     """
     folder = _chosen_folder(path)
     kind = _kind_of(folder)
+    weights: Weights
     if kind in (Kind.HF, Kind.RUN):
         return _open_hf(folder, kind, max_model_len)
+    if kind is Kind.ADAPTERS:
+        start = open_checkpoint(start_of(folder), max_model_len=max_model_len)
+        weights = merged_with(start.weights, folder)
+        return replace(start, folder=folder, kind=kind, weights=weights)
     native = read_native_config(folder / CONFIG_FILE, max_model_len=max_model_len)
-    weights: Weights
     if kind is Kind.NATIVE_SHARDED:
         weights = ShardedWeights(folder / SHARDED)
     else:
@@ -171,7 +184,7 @@ def open_checkpoint(path: Path, *, max_model_len: int | None = None) -> OpenedCh
         config=native.model,
         images=native.images,
         videos=native.videos,
-        weights=_OnlyRead(WithHead(renamed), native.model),
+        weights=OnlyRead(WithHead(renamed), native.model),
         is_tied=native.is_tied,
         tokenizer_name=_tokenizer_name(folder, native.tokenizer),
         notes=native.notes,
@@ -193,36 +206,12 @@ def n_parameters(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
-@dataclass(frozen=True)
-class _OnlyRead:
-    """Without the layers of the vision tower behind the last one that is read."""
-
-    weights: Weights
-    config: Molmo2Config
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        n_layers = self.config.vit_config.num_hidden_layers
-        last = max(k % n_layers for k in self.config.adapter_config.vit_layers)
-        shapes = self.weights.shapes()
-        return {name: shape for name, shape in shapes.items() if _layer_of(name) <= last}
-
-    def read(self, name: str) -> Tensor:
-        tensor: Tensor = self.weights.read(name)
-        return tensor
-
-    def place(self, name: str) -> Place | None:
-        return self.weights.place(name)
-
-
-def _layer_of(name: str) -> int:
-    match = _UNREAD_LAYER.fullmatch(name)
-    return int(match[1]) if match else 0
-
-
 def _chosen_folder(path: Path) -> Path:
-    """The folder itself, or the highest step of a native run; sharded before unsharded."""
+    """The folder itself, or the highest step of a run; sharded before unsharded."""
     if not path.is_dir():
         raise CheckpointError(f"there is no folder {str(path)!r}; expected a checkpoint")
+    if (state := last_state(path)) is not None:
+        return state
     if _find_kind(path) is not None:
         return path
     steps = [
@@ -238,24 +227,26 @@ def _kind_of(folder: Path) -> Kind:
     if kind is None:
         raise CheckpointError(
             f"{folder.name!r} is no checkpoint of Molmo2; expected config.json with safetensors "
-            f"(Hugging Face), {CONFIG_FILE} with {UNSHARDED} or {SHARDED}/ (Ai2), or {RUN_STATE} "
-            "(a run of ours)"
+            f"(Hugging Face), {CONFIG_FILE} with {UNSHARDED} or {SHARDED}/ (Ai2), step*/ "
+            f"or {RUN_STATE} (a run of ours), or {ADAPTER_CONFIG} (adapters)"
         )
     return kind
 
 
 def _find_kind(folder: Path) -> Kind | None:
+    if is_run_state(folder):
+        return Kind.RUN
     if (folder / "config.json").exists():
         return Kind.HF
     if (folder / SHARDED / CONTENTS_FILE).exists():
         return Kind.NATIVE_SHARDED
     if (folder / UNSHARDED).exists():
         return Kind.NATIVE_UNSHARDED
-    return Kind.RUN if (folder / RUN_STATE).exists() else None
+    return Kind.ADAPTERS if (folder / ADAPTER_CONFIG).exists() else None
 
 
 def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheckpoint:
-    settings = folder / RUN_SETTINGS if kind is Kind.RUN else folder
+    settings = settings_of(folder) if kind is Kind.RUN else folder
     try:
         fields = json.loads((settings / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -273,8 +264,9 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
     processor = load_processor(settings)
     weights: Weights
     if kind is Kind.RUN:
-        state = torch.load(folder / RUN_STATE, weights_only=True, map_location="cpu", mmap=True)
-        weights, step = LoadedWeights(state["model"]), int(state["step"])
+        weights, step = run_weights(folder)
+        if (settings / ADAPTER_CONFIG).exists():
+            weights = merged_state(weights, read_adapter_config(settings))
     else:
         weights, step = SafetensorsWeights(folder), None
     return OpenedCheckpoint(

@@ -34,6 +34,7 @@ from molmo_training.checkpoints.opened import (
     load_model,
     open_checkpoint,
 )
+from molmo_training.runs.step_folder import step_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Publishing:
     compute_dtype: torch.dtype | None = None
 
     def publish(self, run: Path) -> Manifest | None:
-        """Publish the saved state of a run.
+        """Publish the saved state of a run: its folder, or that of a step.
 
         None, with the reason in the log, when that fails: a store that is away ends no training.
         """
@@ -145,8 +146,9 @@ def publish_as_it_is(
 
 
 def _facts(source: Path, opened: OpenedCheckpoint, probes: tuple[Probe, ...]) -> dict[str, Any]:
+    run = source.resolve() if step_of(source) is None else source.resolve().parent
     return {
-        "source": source.resolve().name,
+        "source": run.name,
         "step": opened.step,
         "code_version": __version__,
         "created": time.time(),

@@ -71,14 +71,15 @@ def _log_probabilities(
     model = load_model(opened)
     processor = opened.processor(tokenizer)
     answers = {}
-    for name, inputs in _inputs(processor).items():
+    for name, inputs in inputs_of(processor).items():
         with torch.inference_mode():
             logits = model(**inputs).logits[0]
         answers[name] = (inputs["input_ids"][0].tolist(), logits.float().log_softmax(-1))
     return answers
 
 
-def _inputs(processor: Molmo2Processor) -> dict[str, dict[str, Tensor]]:
+def inputs_of(processor: Molmo2Processor) -> dict[str, dict[str, Tensor]]:
+    """What the model takes for each of the prompts, by name."""
     rng = np.random.default_rng(_SEED)
     small, large = (
         draw_scene(sample_scene(rng, min_side_px=low, max_side_px=high))

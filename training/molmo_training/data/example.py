@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from molmo_core.prompts import Subtitle, Turn
+
+
+class Picture(Protocol):
+    """(H, W, 3) bytes, or what knows its shape and becomes them: `np.asarray` opens it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __array__(self) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +46,11 @@ class Example:
     """Media and what is asked about them; images or one video, not both, or neither."""
 
     branches: tuple[Branch, ...]
-    images: Sequence[NDArray[np.uint8]] = ()
-    frames: Sequence[NDArray[np.uint8]] = ()
+    images: Sequence[Picture] = ()
+    max_crops: int | None = None
+    """Most tiles of each of the images; None: as `Tokenizing` has it."""
+    frames: Sequence[Picture] = ()
+    """Opened all at once: `np.asarray` of them is (T, H, W, 3)."""
     frame_times_s: Sequence[float] = ()
     subtitles: Sequence[Subtitle] = ()
     """Speech in the video; the model sees what falls near a frame."""
@@ -71,7 +84,7 @@ class Tokenized:
     subsegments: NDArray[np.int64]  # (S,)
     crops: NDArray[np.float32]  # (C, P, pixels)
     pooling: NDArray[np.int64]  # (M, K) into C · P, −1 = none
-    patch_targets: NDArray[np.float32]  # (C, P, 8): see `tokenize.mark_patches`
+    patch_targets: NDArray[np.float32]  # (C, P, 8): see `marks.mark_patches`
     token_targets: NDArray[np.float32]  # (M, 8): those of a visual token's first marked patch
     about: NDArray[np.int64]  # (S,) bit n: a token of an answer about object n
     shows: NDArray[np.int64]  # (S,) bit n: this visual token shows the centre of object n

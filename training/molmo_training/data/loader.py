@@ -9,6 +9,7 @@ a run can be resumed at any group. Does not know: what the examples are about, m
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -85,7 +86,16 @@ def make_loader(
         num_workers=n_workers,
         prefetch_factor=n_prefetched if n_workers else None,
         persistent_workers=n_workers > 0,
+        # Its own: a loader that starts draws a number, and dropout would differ after a resume.
+        generator=torch.Generator(),
+        worker_init_fn=_leave_signals,
     )
+
+
+def _leave_signals(_: int) -> None:
+    """Terminals and schedulers signal every process: it is the trainer that saves and ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def collate(rows: Sequence[Tokenized]) -> Batch:

@@ -54,7 +54,7 @@ def image_example(
     if asked and rng.random() < 0.5:
         question, answer = asked[int(rng.integers(len(asked)))]
         branches.append(_branch(question, answer))
-    return Example(images=[draw_scene(scene)], branches=tuple(branches), objects=_marks([scene]))
+    return Example(images=[draw_scene(scene)], branches=tuple(branches), objects=marks_of([scene]))
 
 
 def multi_image_example(rng: np.random.Generator, *, n_branches: int = 3) -> Example:
@@ -68,7 +68,7 @@ def multi_image_example(rng: np.random.Generator, *, n_branches: int = 3) -> Exa
     return Example(
         images=[draw_scene(s) for s in scenes],
         branches=tuple(branches),
-        objects=_marks(scenes),
+        objects=marks_of(scenes),
     )
 
 
@@ -86,7 +86,7 @@ def video_example(rng: np.random.Generator, geometry: VideoGeometry) -> Example:
         frames=list(draw_frames(clip, shown)),
         frame_times_s=times,
         branches=tuple(branches),
-        objects=[_marks([s])[0] for s in scenes],
+        objects=[marks_of([s])[0] for s in scenes],
     )
 
 
@@ -169,7 +169,7 @@ def _video_point(query: Query, first: Scene) -> Branch:
     return _branch(verb_prompt("point", query.label, has_video=True), answer)
 
 
-def _marks(scenes: Sequence[Scene]) -> list[list[MarkedObject]]:
+def marks_of(scenes: Sequence[Scene]) -> list[list[MarkedObject]]:
     """The objects of each scene, numbered through."""
     numbers = count()
     return [

@@ -1,5 +1,6 @@
 """From an example to arrays: its text and media as tokens, crops, pooling index, marked patches.
 
+The outline (tokens, number of crops) follows from text and sizes alone; pixels are opened after it.
 Knows: what stands in the prefix and how turns are written. Does not know: how branches are laid
 behind it and weighted (`tree`), where examples come from, batches, models.
 """
@@ -7,8 +8,8 @@ behind it and weighted (`tree`), where examples come from, batches, models.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from molmo_core.images import (
     ImageGeometry,
     ImageGrid,
     PreparedImage,
+    grid_of,
     image_tokens,
     prepare_image,
     tiling_of,
@@ -30,12 +32,14 @@ from molmo_core.prompts import (
     user_turn,
 )
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
-from molmo_core.videos import VideoGeometry, prepare_frames, video_text
-from molmo_training.data.example import Branch, Example, MarkedObject, Tokenized
+from molmo_core.videos import VideoGeometry, frame_tokens, prepare_frames, timestamp_text
+from molmo_training.data.example import Branch, Example, Tokenized
+from molmo_training.data.marks import mark_patches, pooled_targets, shown_objects
 from molmo_training.data.tree import (
     UNLIMITED,
     UNWEIGHTED,
     TokenBranch,
+    Tree,
     TreeLimits,
     Weighting,
     build_tree,
@@ -45,6 +49,20 @@ Encode = Callable[[str], list[int]]
 
 MessageFormat = Literal["qwen3", "role", "none"]
 """How turns are told apart: chat markers (all released models), names, or a space."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """An example as far as it is known without its pixels."""
+
+    tree: Tree
+    n_crops: int
+
+
+class _Prefix(NamedTuple):
+    ids: list[int]
+    n_visual: int
+    n_crops: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +84,24 @@ class Tokenizing:
     """Speech that far from a frame is shown; None: all of it."""
 
     def __call__(self, example: Example) -> Tokenized:
-        prefix, media = self._prefix(example)
+        return self.finish(example, self.outline(example))
+
+    def outline(self, example: Example) -> Outline:
+        """Everything but the pixels, which are not opened. Raises InvalidExample."""
+        prefix = self._prefix(example)
         eos = self.encode(TURN_END)
         branches = [self._branch(branch, eos) for branch in example.branches]
-        tree = build_tree(eos + prefix, branches, eos[0], self.limits)
-        pooling, patch_targets = _joint_pooling(media), self._patch_targets(example)
-        is_visual = tree.input_ids == self.encode(IM_PATCH)[0]
-        if int(is_visual.sum()) != len(pooling):
+        tree = build_tree(eos + prefix.ids, branches, eos[0], self.limits)
+        if int((tree.input_ids == self.encode(IM_PATCH)[0]).sum()) != prefix.n_visual:
             raise InvalidExample("a text of the example spells out visual tokens: take them out")
+        return Outline(tree=tree, n_crops=prefix.n_crops)
+
+    def finish(self, example: Example, outline: Outline) -> Tokenized:
+        """Open the pixels of the example that the outline is of."""
+        media, tree = self._media(example), outline.tree
+        pooling, patch_targets = _joint_pooling(media), self._patch_targets(example)
         shows = np.zeros(len(tree.input_ids), dtype=np.int64)
+        is_visual = tree.input_ids == self.encode(IM_PATCH)[0]
         shows[is_visual] = shown_objects(patch_targets, pooling)
         return Tokenized(
             input_ids=tree.input_ids,
@@ -82,7 +109,7 @@ class Tokenizing:
             weights=tree.weights,
             position_ids=tree.position_ids,
             subsegments=tree.subsegments,
-            crops=np.concatenate([m.crops for m in media]),
+            crops=media[0].crops if len(media) == 1 else np.concatenate([m.crops for m in media]),
             pooling=pooling,
             patch_targets=patch_targets,
             token_targets=pooled_targets(patch_targets, pooling),
@@ -90,18 +117,52 @@ class Tokenizing:
             shows=shows,
         )
 
-    def _prefix(self, example: Example) -> tuple[list[int], list[PreparedImage]]:
+    def _prefix(self, example: Example) -> _Prefix:
+        """The text of the media, encoded piece by piece: special tokens part the pieces anyway."""
+        ids: list[int] = []
         if len(example.frames):
-            video = prepare_frames(example.frames, self.videos)
-            text = video_text(example.frame_times_s, self.videos)
-            return self.encode(text + self._subtitles(example)), [video]
-        if not len(example.images):
-            return [], [_no_media(self.images)]
-        media = [_seen_once(prepare_image(pixels, self.images)) for pixels in example.images]
-        pieces = media_placeholders(len(media), 0).split(IMAGE)
-        blocks = ["".join(image_tokens(m.grid, self.images)) for m in media]
-        text = "".join(p + b for p, b in zip(pieces, [*blocks, ""], strict=True))
-        return self.encode(text), media
+            frame = self._special(frame_tokens(self.videos))
+            for k, time_s in enumerate(example.frame_times_s):
+                ids += self.encode(timestamp_text(time_s, is_first=k == 0)) + frame
+            ids += self.encode(self._subtitles(example))
+            n_frames = len(example.frame_times_s)
+            rows, cols = self.videos.frame_rows, self.videos.frame_cols
+            return _Prefix(ids, n_visual=n_frames * rows * cols, n_crops=n_frames)
+        geometry = self._image_geometry(example)
+        names = media_placeholders(len(example.images), 0).split(IMAGE)[:-1]
+        n_visual = n_crops = 0
+        for name, picture in zip(names, example.images, strict=True):
+            size_hw = (picture.shape[0], picture.shape[1])
+            grid = grid_of(size_hw, geometry)
+            ids += self.encode(name) + self._special(image_tokens(grid, geometry))
+            n_visual += grid.low_rows * grid.low_cols + grid.high_rows * grid.high_cols
+            rows, cols = tiling_of(size_hw, geometry)
+            n_crops += 1 if rows * cols == 1 else 1 + rows * cols
+        return _Prefix(ids, n_visual=n_visual, n_crops=n_crops)
+
+    def _special(self, tokens: Sequence[str]) -> list[int]:
+        id_of = {token: self.encode(token)[0] for token in set(tokens)}
+        return [id_of[token] for token in tokens]
+
+    def _image_geometry(self, example: Example) -> ImageGeometry:
+        if example.max_crops is None:
+            return self.images
+        return replace(self.images, max_crops=example.max_crops)
+
+    def _media(self, example: Example) -> list[PreparedImage]:
+        if len(example.frames):
+            return [prepare_frames(np.asarray(example.frames), self.videos)]
+        geometry = self._image_geometry(example)
+        media = []
+        for picture in example.images:
+            pixels = np.asarray(picture)
+            if pixels.shape[:2] != picture.shape[:2]:
+                raise InvalidExample(
+                    f"a picture has {pixels.shape[:2]} pixels where its header says "
+                    f"{picture.shape[:2]}: replace the file"
+                )
+            media.append(_seen_once(prepare_image(pixels, geometry)))
+        return media or [_no_media(self.images)]
 
     def _subtitles(self, example: Example) -> str:
         subtitles, within_s = example.subtitles, self.subtitles_within_s
@@ -137,16 +198,16 @@ class Tokenizing:
             n = self.videos.crop_px // self.videos.patch_px
             marks = example.objects or [()] * len(example.frames)
             return np.stack([mark_patches(objects, n, n) for objects in marks])
-        geometry, n = self.images, self.images.crop_patches
+        geometry, n = self._image_geometry(example), self.images.crop_patches
         if not len(example.images):
             return np.zeros((0, n * n, 8), dtype=np.float32)
         marks = example.objects or [()] * len(example.images)
         crops: list[NDArray[np.float32]] = []
-        for pixels, objects in zip(example.images, marks, strict=True):
+        for picture, objects in zip(example.images, marks, strict=True):
             crops.append(mark_patches(objects, n, n))
             step = geometry.window_px // geometry.patch_px
             margin = sum(geometry.overlap_margins)
-            rows, cols = tiling_of((pixels.shape[0], pixels.shape[1]), geometry)
+            rows, cols = tiling_of((picture.shape[0], picture.shape[1]), geometry)
             if rows * cols == 1:
                 continue
             whole = mark_patches(objects, rows * step + margin, cols * step + margin)
@@ -198,50 +259,3 @@ def _joint_pooling(media: Sequence[PreparedImage]) -> NDArray[np.int64]:
         shifted.append(np.where(part.pooling >= 0, part.pooling + first, -1))
         first += part.crops.shape[0] * part.crops.shape[1]
     return np.concatenate(shifted)
-
-
-def mark_patches(objects: Sequence[MarkedObject], rows: int, cols: int) -> NDArray[np.float32]:
-    """For each patch of a rows × cols grid: (present, shape, colour, dx, dy, number, x, y).
-
-    An object is marked at the patch that holds its centre and at those whose centre lies inside
-    0.8 of its radius. dx, dy are the offset of its centre from the patch's, in patches; x, y its
-    place in the picture, −1…1. Returns (rows · cols, 8).
-    """
-    grid = np.zeros((rows, cols, 8), dtype=np.float32)
-    across, down = np.arange(cols) + 0.5, np.arange(rows) + 0.5
-    for mark in objects:
-        x, y = mark.x * cols, mark.y * rows
-        reach_x, reach_y = (0.8 * max(r, 1e-6) for r in mark.radius_xy)
-        far = ((across[None] - x) / (reach_x * cols)) ** 2
-        far = far + ((down[:, None] - y) / (reach_y * rows)) ** 2
-        covered = far <= 1
-        covered[min(int(y), rows - 1), min(int(x), cols - 1)] = True
-        row, col = np.nonzero(covered)
-        grid[row, col] = (1.0, mark.shape, mark.colour, 0, 0, mark.number, 0, 0)
-        grid[row, col, 3], grid[row, col, 4] = x - across[col], y - down[row]
-        grid[row, col, 6:8] = 2 * mark.x - 1, 2 * mark.y - 1
-    return grid.reshape(rows * cols, 8)
-
-
-def shown_objects(
-    patch_targets: NDArray[np.float32], pooling: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The objects in the patches of each visual token (row of `pooling`), as bits: (M,)."""
-    flat = patch_targets.reshape(-1, patch_targets.shape[-1])
-    numbers = flat[:, 5].astype(np.int64)
-    bits = np.where(flat[:, 0] > 0, np.int64(1) << numbers, np.int64(0))
-    shown: NDArray[np.int64] = np.bitwise_or.reduce(
-        np.where(pooling >= 0, bits[pooling], 0), axis=1
-    )
-    return shown
-
-
-def pooled_targets(
-    patch_targets: NDArray[np.float32], pooling: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """For each visual token the target of the first marked patch that it pools: (M, columns)."""
-    flat = patch_targets.reshape(-1, patch_targets.shape[-1])
-    marked = (pooling >= 0) & (flat[pooling, 0] > 0)
-    first = pooling[np.arange(len(pooling)), marked.argmax(axis=1)]
-    chosen: NDArray[np.float32] = flat[first] * marked.any(axis=1, keepdims=True)
-    return chosen

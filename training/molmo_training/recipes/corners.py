@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,12 +23,16 @@ import torch
 from molmo_core.prompts import Turn
 from molmo_core.scenes import draw_scene, sample_scene
 from molmo_training.checkpoints.opened import RUN_SETTINGS, load_model, open_checkpoint
+from molmo_training.compute import ComputeConfig
 from molmo_training.data.example import Branch, Example
 from molmo_training.data.loader import BatchStream, Source, make_loader
 from molmo_training.data.scenes import image_example
 from molmo_training.data.tokenize import Tokenizing
-from molmo_training.optim import OptimConfig
-from molmo_training.recipes.tiny import IMAGES, VIDEOS, make_probes
+from molmo_training.forward import Forward
+from molmo_training.optim import GroupConfig, OptimConfig
+from molmo_training.recipes.state_file import StateFile
+from molmo_training.recipes.tiny import IMAGES, VIDEOS
+from molmo_training.runs.log import append_figures
 from molmo_training.trainer import Trainer, TrainerConfig
 from molmo_training.vocabulary import load_vocabulary
 
@@ -53,18 +58,28 @@ def corners_example(rng: np.random.Generator) -> Example:
 
 
 def build_trainer(folder: Path, base: Path, n_steps: int) -> tuple[Trainer, Tokenizing]:
-    opened = open_checkpoint(base)
     config = TrainerConfig(
-        folder=folder,
-        max_steps=n_steps,
-        optim=OptimConfig(llm_lr=5e-4, connector_lr=1e-4, vit_lr=2e-5, muon=True, warmup_steps=20),
-        probe_weight=0.0,
-        guide_weight=0.0,
+        n_steps=n_steps,
+        optim=OptimConfig(
+            llm=GroupConfig(lr=5e-4, warmup_steps=20),
+            connector=GroupConfig(lr=1e-4, warmup_steps=20),
+            vit=GroupConfig(lr=2e-5, warmup_steps=20),
+            muon=True,
+        ),
+        compute=ComputeConfig(device="cpu", activation_checkpointing=False),
         log_every=10,
         save_every=50,
     )
+    model = load_model(open_checkpoint(base))
+    trainer = Trainer(
+        model,
+        config,
+        forward=Forward(model),
+        states=StateFile(folder),
+        show=partial(append_figures, folder),
+    )
     tokenizing = Tokenizing(encode=load_vocabulary().encode, images=IMAGES, videos=VIDEOS)
-    return Trainer(load_model(opened), make_probes(opened.config), config), tokenizing
+    return trainer, tokenizing
 
 
 def train(folder: Path, base: Path, n_steps: int) -> Trainer:
@@ -78,7 +93,7 @@ def train(folder: Path, base: Path, n_steps: int) -> Trainer:
         Source(name="corners", make=corners_example, rate=0.6, batch_size=24),
         Source(name="image", make=image_example, rate=0.4, batch_size=24),
     ]
-    stream = BatchStream(sources, tokenizing, SEED, first_batch=trainer.step)
+    stream = BatchStream(sources, tokenizing, SEED, first_batch=trainer.at.step)
     trainer.run(make_loader(stream, n_workers=1))
     return trainer
 

@@ -31,13 +31,18 @@ from molmo_hf.export import save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training.checkpoints.opened import RUN_SETTINGS
 from molmo_training.checkpoints.publish import Publishing
+from molmo_training.compute import ComputeConfig
 from molmo_training.data.example import Example
 from molmo_training.data.loader import BatchStream, Source, make_loader
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
 from molmo_training.data.tokenize import Tokenizing
-from molmo_training.loss import ObjectProbes
-from molmo_training.optim import OptimConfig
-from molmo_training.tower import PictureStream, TowerConfig, train_tower
+from molmo_training.forward import Forward
+from molmo_training.loss import LossConfig
+from molmo_training.optim import GroupConfig, OptimConfig
+from molmo_training.recipes.object_lessons import ObjectLessons
+from molmo_training.recipes.state_file import StateFile
+from molmo_training.recipes.tower import PictureStream, TowerConfig, train_tower
+from molmo_training.runs.log import append_figures
 from molmo_training.trainer import Trainer, TrainerConfig
 from molmo_training.vocabulary import load_vocabulary
 
@@ -181,29 +186,38 @@ def _video(rng: np.random.Generator) -> Example:
 def build_trainer(recipe: TinyRecipe) -> tuple[Trainer, Tokenizing]:
     torch.set_num_threads(recipe.n_threads)
     model = build_model(recipe.seed)
-    rate = recipe.learning_rate
-    config = TrainerConfig(
-        folder=recipe.folder,
-        max_steps=recipe.max_steps,
-        max_seconds=recipe.max_seconds,
-        publishing=None
+    publishing = (
+        None
         if recipe.publish_to is None
-        else Publishing(store=recipe.publish_to, name="molmo2-tiny", compute_dtype=torch.float32),
+        else Publishing(store=recipe.publish_to, name="molmo2-tiny", compute_dtype=torch.float32)
+    )
+    config = TrainerConfig(
+        n_steps=recipe.max_steps,
+        max_seconds=recipe.max_seconds,
         optim=OptimConfig(
-            llm_lr=rate, connector_lr=recipe.connector_rate, vit_lr=recipe.vit_rate, muon=True
+            llm=GroupConfig(lr=recipe.learning_rate),
+            connector=GroupConfig(lr=recipe.connector_rate),
+            vit=GroupConfig(lr=recipe.vit_rate),
+            muon=True,
         ),
+        loss=LossConfig(z_weight=0.0),
+        compute=ComputeConfig(device="cpu", activation_checkpointing=False),
+        save_every=100,
+    )
+    trainer = Trainer(
+        model,
+        config,
+        forward=Forward(model, attention="dense"),
+        states=StateFile(recipe.folder, publishing.publish if publishing else None),
+        show=partial(append_figures, recipe.folder),
+        lessons=make_lessons(model),
     )
     tokenizing = Tokenizing(encode=load_vocabulary().encode, images=IMAGES, videos=VIDEOS)
-    return Trainer(model, make_probes(model.config), config), tokenizing
+    return trainer, tokenizing
 
 
-def make_probes(config: Molmo2Config) -> ObjectProbes:
-    return ObjectProbes(
-        patch_width=config.vit_config.hidden_size * len(config.adapter_config.vit_layers),
-        width=config.text_config.hidden_size,
-        n_shapes=len(SHAPES),
-        n_colours=len(COLOURS),
-    )
+def make_lessons(model: Molmo2ForConditionalGeneration) -> ObjectLessons:
+    return ObjectLessons(model, n_shapes=len(SHAPES), n_colours=len(COLOURS))
 
 
 def train(recipe: TinyRecipe) -> Trainer:
@@ -213,7 +227,7 @@ def train(recipe: TinyRecipe) -> Trainer:
     if not trainer.resume() and recipe.tower_steps:
         _teach_tower(trainer, recipe)
         trainer.save()
-    stream = BatchStream(sources(), tokenizing, recipe.seed, first_batch=trainer.step)
+    stream = BatchStream(sources(), tokenizing, recipe.seed, first_batch=trainer.at.step)
     trainer.run(make_loader(stream, n_workers=recipe.n_workers))
     return trainer
 
@@ -237,15 +251,18 @@ def write_settings(folder: Path) -> None:
 def _teach_tower(trainer: Trainer, recipe: TinyRecipe) -> None:
     make = partial(image_example, most_objects=TOWER_MOST_OBJECTS, n_branches=1)
     pictures = PictureStream(make, IMAGES, batch_size=32, seed=recipe.seed + 1)
+    assert isinstance(trainer.lessons, ObjectLessons)
     train_tower(
         trainer.model.model.vision_backbone,
-        trainer.probe.patches,
+        trainer.lessons.probes.patches,
         make_loader(pictures, n_workers=recipe.n_workers),
         TowerConfig(
             folder=recipe.folder,
             n_steps=recipe.tower_steps,
             optim=OptimConfig(
-                vit_lr=recipe.tower_rate, muon=True, warmup_steps=100, final_fraction=0.02
+                vit=GroupConfig(lr=recipe.tower_rate, warmup_steps=100),
+                muon=True,
+                final_fraction=0.02,
             ),
         ),
     )

@@ -17,7 +17,11 @@ BIDIRECTIONAL_KINDS = ("all", "none")
 
 
 class Molmo2VitConfig(PretrainedConfig):
-    """The vision tower: a SigLIP-type ViT without class token and without final norm."""
+    """The vision tower: a ViT without final norm, as released (SigLIP) without class token.
+
+    `class_token` and `pre_norm` are ours, for towers of CLIP and DINOv2; absent where they are
+    false, as in a released file.
+    """
 
     model_type = "molmo2"
     base_config_key = "vit_config"
@@ -39,6 +43,8 @@ class Molmo2VitConfig(PretrainedConfig):
         residual_dropout: float = 0.0,
         initializer_range: float = 0.02,
         float32_attention: bool = True,
+        class_token: bool = False,
+        pre_norm: bool = False,
         **kwargs: Any,
     ) -> None:
         self.hidden_size = hidden_size
@@ -56,7 +62,17 @@ class Molmo2VitConfig(PretrainedConfig):
         self.residual_dropout = residual_dropout
         self.initializer_range = initializer_range
         self.float32_attention = float32_attention
+        self.class_token = class_token
+        self.pre_norm = pre_norm
         super().__init__(**kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As released, with our own fields only where they say something."""
+        fields = super().to_dict()
+        for name in ("class_token", "pre_norm"):
+            if not fields[name]:
+                del fields[name]
+        return fields
 
     @property
     def image_num_patch(self) -> tuple[int, int]:

@@ -10,8 +10,9 @@ Shapes: B rows, S tokens, D width, V base vocabulary, T keys (cached and new).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,12 @@ from .modeling_molmo2_vision import Molmo2VisionBackbone
 
 EXAMPLE_STRIDE = 100_000
 """Sub-segment ids of packed example k are k · 100 000 and up."""
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""An attention of its own: (B, heads, S, D) and twice (B, kv heads, T, D) → (B, heads, S, D).
+
+In a mask's place it says who sees whom without S · T values; it scales scores by 1 / √D.
+"""
 
 
 @dataclass
@@ -128,7 +135,11 @@ class Molmo2Attention(nn.Module):
         return rotate(q, *rope), rotate(k, *rope), v
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | Attend | None,
+        cache: Cache | None,
     ) -> Tensor:
         q, k, v = self.project(x, rope)
         if cache is not None:
@@ -140,10 +151,15 @@ class Molmo2Attention(nn.Module):
         with torch.autocast(
             q.device.type, enabled=not is_widened and torch.is_autocast_enabled(q.device.type)
         ):
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, enable_gqa=self.n_heads != self.n_kv_heads
-            )
+            out = self._attended(q, k, v, mask)
         return self.attn_out(out.transpose(1, 2).flatten(2))
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Attend | None) -> Tensor:
+        if callable(mask):
+            return mask(q, k, v)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, enable_gqa=self.n_heads != self.n_kv_heads
+        )
 
 
 class Molmo2Mlp(nn.Module):
@@ -173,7 +189,11 @@ class Molmo2DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.residual_dropout)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | Attend | None,
+        cache: Cache | None,
     ) -> Tensor:
         if self.norm_after:
             x = x + self.dropout(self.attn_norm(self.self_attn(x, rope, mask, cache)))
@@ -198,7 +218,11 @@ class Molmo2Decoder(nn.Module):
         ]
 
     def forward(
-        self, x: Tensor, position_ids: Tensor, mask: Tensor | None, cache: Cache | None = None
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        mask: Tensor | Attend | None,
+        cache: Cache | None = None,
     ) -> Tensor:
         ropes = {kind: self._rope(position_ids, kind) for kind in set(self.is_scaled)}
         x = self.emb_drop(x)
@@ -213,28 +237,45 @@ class Molmo2Decoder(nn.Module):
         return angles.cos() * factor, angles.sin() * factor
 
 
-def attention_mask(
-    valid: Tensor, visual: Tensor | None = None, subsegments: Tensor | None = None
-) -> Tensor:
-    """Who sees whom, (B, 1, S, S): query rows, key columns.
+class Tokens(NamedTuple):
+    """What decides who sees whom, tensors of one shape. `place` counts along the row."""
+
+    place: Tensor
+    valid: Tensor  # bool: not padding
+    visual: Tensor  # bool: sees visual tokens behind it
+    subsegment: Tensor  # of packed rows and message trees, otherwise 0
+
+
+def sees(query: Tokens, key: Tokens) -> Tensor:
+    """Who sees whom, element by element of what is broadcast; padding sees itself.
 
     allowed = valid(k) and (k ≤ q, or both visual in the same packed example)
               and subsegment(q) ≤ subsegment(k)
+    """
+    is_before = key.place <= query.place
+    same_example = query.subsegment // EXAMPLE_STRIDE == key.subsegment // EXAMPLE_STRIDE
+    both = query.visual & key.visual & same_example
+    allowed = key.valid & (is_before | both) & (query.subsegment <= key.subsegment)
+    return allowed | (query.place == key.place)
+
+
+def attention_mask(
+    valid: Tensor, visual: Tensor | None = None, subsegments: Tensor | None = None
+) -> Tensor:
+    """Who `sees` whom, (B, 1, S, S): query rows, key columns.
 
     `valid`, `visual` are boolean (B, S); `subsegments` (B, S) of packed rows and message trees.
-    Rows of padding see everything, so that no softmax is empty.
+    Rows of padding see everything, as released.
     """
-    size = valid.shape[1]
-    allowed = torch.ones(size, size, dtype=torch.bool, device=valid.device).tril()[None]
-    if visual is not None:
-        both = visual[:, :, None] & visual[:, None, :]
-        if subsegments is not None:
-            example = subsegments // EXAMPLE_STRIDE
-            both = both & (example[:, :, None] == example[:, None, :])
-        allowed = allowed | both
-    allowed = allowed & valid[:, None, :]
-    if subsegments is not None:
-        allowed = allowed & (subsegments[:, :, None] <= subsegments[:, None, :])
+    tokens = Tokens(
+        place=torch.arange(valid.shape[1], device=valid.device).expand_as(valid),
+        valid=valid,
+        visual=torch.zeros_like(valid) if visual is None else visual,
+        subsegment=torch.zeros_like(valid, dtype=torch.long)
+        if subsegments is None
+        else subsegments,
+    )
+    allowed = sees(Tokens(*(t[:, :, None] for t in tokens)), Tokens(*(t[:, None] for t in tokens)))
     return (allowed | ~valid[:, :, None])[:, None]
 
 

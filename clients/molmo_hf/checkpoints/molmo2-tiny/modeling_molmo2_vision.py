@@ -96,7 +96,11 @@ class Molmo2VisionBlock(nn.Module):
 
 
 class Molmo2VisionTransformer(nn.Module):
-    """Patches (N, P, pixels) → the outputs of the wanted layers, each (N, P, D)."""
+    """Patches (N, P, pixels) → the outputs of the wanted layers, each (N, P, D).
+
+    A class token, where there is one, stands in front of the patches in the layers only; its
+    position is part of it.
+    """
 
     def __init__(self, config: Molmo2VitConfig, layers: list[int]) -> None:
         super().__init__()
@@ -107,6 +111,11 @@ class Molmo2VisionTransformer(nn.Module):
         self.positional_embedding = nn.Parameter(
             torch.randn(config.image_num_pos, config.hidden_size) * config.hidden_size**-0.5
         )
+        self.class_embedding = self.pre_ln = None
+        if config.class_token:
+            self.class_embedding = nn.Parameter(torch.zeros(config.hidden_size))
+        if config.pre_norm:
+            self.pre_ln = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.transformer = nn.Module()
         # Only the layers that are read are built: released files do not hold the others.
         self.transformer.resblocks = nn.ModuleList(
@@ -116,11 +125,17 @@ class Molmo2VisionTransformer(nn.Module):
     def forward(self, patches: Tensor) -> list[Tensor]:
         x = self.patch_embedding(patches)
         x = x + self._positions().to(x.dtype)
+        n_patches = x.shape[1]
+        if self.class_embedding is not None:
+            class_tokens = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+            x = torch.cat([class_tokens, x], dim=1)
+        if self.pre_ln is not None:
+            x = self.pre_ln(x)
         outputs: dict[int, Tensor] = {}
         for index, block in enumerate(self.transformer.resblocks):
             x = block(x)
             if index in self.layers:
-                outputs[index] = x
+                outputs[index] = x[:, -n_patches:]
         return [outputs[index] for index in self.layers]
 
     def _positions(self) -> Tensor:

@@ -29,6 +29,7 @@ from .molmo2_pixels import normalised, resize_bilinear, to_patches
 from .molmo2_tokens import FRAME_END, FRAME_START, IM_COL, IM_END, IM_PATCH, IM_START
 
 SampleMode = Literal["uniform_last_frame", "fps"]
+_MAX_STREAMS = 16  # of which a frame is spared; more cost no more than time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +105,18 @@ def probe_video(source: bytes | str | PathLike[str]) -> VideoInfo:
 
 
 @contextmanager
-def opened_video(source: bytes | str | PathLike[str]) -> Iterator[av.container.InputContainer]:
-    """A file with a video stream; what reading it raises inside the block becomes InvalidMedia."""
+def opened_video(
+    source: bytes | str | PathLike[str], *, believes_header: bool = False
+) -> Iterator[av.container.InputContainer]:
+    """A file with a video stream; what reading it raises inside the block becomes InvalidMedia.
+
+    Opening decodes a frame to learn what it is; with `believes_header` it does not, and nothing
+    is known but what the header says.
+    """
     opened = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+    of_streams = [{"skip_frame": "all"}] * _MAX_STREAMS if believes_header else None
     try:
-        with av.open(opened, mode="r") as container:
+        with av.open(opened, mode="r", stream_options=of_streams) as container:
             if not container.streams.video:
                 raise InvalidMedia(
                     "the file has no video stream; send a video (mp4, mov, webm or mkv)"

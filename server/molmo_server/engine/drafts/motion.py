@@ -35,8 +35,8 @@ class Path:
 class LastDigits:
     """How often coordinates of an answer end in each digit: models have favourites.
 
-    Counted in one answer only: were it over all, the same request with the same seed could be
-    drafted, and so sampled, otherwise.
+    Counted in one answer only: were it over all, the time that an answer takes would tell what
+    others were answered.
     """
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,9 @@ class LossWeight:
 
 
 UNCHANGED = LossWeight()
+
+MOST_OBJECTS = 62
+"""The highest number that a marked object may have."""
 
 _SHARED_FIELDS = (
     "style",
@@ -113,6 +117,7 @@ class Formatter:
             weight=weight.factor,
             root_subsegments=weight.root_subsegments,
             root_length=weight.root_length,
+            about=_about(part),
         )
 
     def _messages(self, part: Row, media: RowMedia, rng: np.random.Generator) -> list[str]:
@@ -127,6 +132,16 @@ class Formatter:
         if flag(part, "guard_counting"):
             messages[::2] = [guard_counting(question, rng) for question in messages[::2]]
         return messages
+
+
+def _about(part: Row) -> tuple[int, ...]:
+    """The marked objects that the answer is about, of rows that have `objects`."""
+    if part.get("about") is None:
+        return ()
+    numbers = [int(n) if isinstance(n, Integral) else -1 for n in items(part, "about")]
+    if not all(0 <= n <= MOST_OBJECTS for n in numbers):
+        raise invalid(part, "about", f"numbers of objects, from 0 to {MOST_OBJECTS}")
+    return tuple(numbers)
 
 
 def _parts(row: Row) -> Sequence[Row]:

@@ -1,6 +1,6 @@
-"""The decoded media of a row, as far as text depends on them: how many, their sizes, their times.
+"""The media of a row, as far as text depends on them: how many, their sizes, their times.
 
-Knows: arrays and frame times. Does not know: files, crops.
+Knows: shapes and frame times. Does not know: files, pixels, crops.
 """
 
 from __future__ import annotations
@@ -8,20 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from molmo_training.data.example import Picture
 from molmo_training.data.formatting.row import XY, Row, invalid, number, optional_number
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowMedia:
-    """Images, or the sampled frames of one video with their times; arrays of (H, W, 3)."""
+    """Images, or the sampled frames of one video with their times; each of shape (H, W, 3)."""
 
-    images: Sequence[Pixels] = ()
-    frames: Sequence[Pixels] = ()
+    images: Sequence[Picture] = ()
+    frames: Sequence[Picture] = ()
     frame_times_s: Sequence[float] = ()
 
 

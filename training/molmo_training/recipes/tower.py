@@ -21,10 +21,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 from molmo_core.images import ImageGeometry, prepare_image
 from molmo_hf.modeling_molmo2_vision import Molmo2VisionBackbone
 from molmo_training.data.example import Example
-from molmo_training.data.tokenize import mark_patches
-from molmo_training.loss import ObjectProbe
+from molmo_training.data.marks import mark_patches
 from molmo_training.optim import OptimConfig, Optimizer
-from molmo_training.run_log import append_figures
+from molmo_training.recipes.object_lessons import ObjectProbe
+from molmo_training.runs.log import append_figures
 
 Pictures = tuple[Tensor, Tensor]
 """Whole pictures as patches (B, P, pixels) and the targets of `mark_patches` (B, P, 8)."""
@@ -66,7 +66,7 @@ class PictureStream(IterableDataset[Pictures]):
         crops, targets = [], []
         for _ in range(self.batch_size):
             example = self.make(rng)
-            crops.append(prepare_image(example.images[0], self.geometry).crops[0])
+            crops.append(prepare_image(np.asarray(example.images[0]), self.geometry).crops[0])
             targets.append(mark_patches(example.objects[0], side, side))
         return torch.from_numpy(np.stack(crops)), torch.from_numpy(np.stack(targets))
 
@@ -83,11 +83,13 @@ def train_tower(
     optimizer = Optimizer(both.named_parameters(), config.optim)
     began = time.monotonic()
     for step, (crops, targets) in zip(range(1, config.n_steps + 1), batches, strict=False):
-        optimizer.set_rate(step / config.n_steps, step)
+        optimizer.set_rates(step, config.n_steps)
+        optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             features = backbone.encode(crops)
             loss = probe(features, targets)
-        optimizer.step(loss)
+        torch.autograd.backward(loss)
+        optimizer.step()
         if step % config.log_every == 0:
             with torch.no_grad():
                 right = probe.share_right(features, targets)

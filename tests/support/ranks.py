@@ -1,0 +1,44 @@
+"""Starts some processes that talk over gloo, and gives what the first of them returns.
+
+The processes are forked from one that has imported what they need and done nothing else: an
+import of torch in each would take longer than the tests.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+
+_PRELOADED = ["torch", "torch.distributed.fsdp", "transformers", "molmo_hf.modeling_molmo2"]
+
+
+def run_ranks(n_ranks: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `function(*arguments)` in each of `n_ranks` processes that know each other."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.start_processes(
+            _run, (n_ranks, folder, function, arguments), nprocs=n_ranks, start_method="forkserver"
+        )
+        return torch.load(Path(folder) / "returned", weights_only=False)
+
+
+def _run(
+    rank: int, n_ranks: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=n_ranks
+    )
+    try:
+        returned = function(*arguments)
+        if rank == 0:
+            torch.save(returned, Path(folder) / "returned")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,193 @@
+"""`molmo train`: a run from the command line, cut and gone on with; what it says before it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from molmo_client.__main__ import main
+from molmo_core.checkpoints import FolderStore
+from molmo_training.checkpoints.opened import open_checkpoint
+from molmo_training.launch import running
+from molmo_training.launch.following import EVALUATIONS, Following
+from molmo_training.train_config import SavingConfig
+
+TINY = str(files("molmo_hf") / "checkpoints" / "molmo2-tiny")
+SMALL = (
+    "n_steps=4",
+    "log_every=1",
+    "save_every=2",
+    "validate_every=2",
+    "saving.keep=none",
+    "saving.tensorboard=false",
+    "compute.n_threads=1",
+    "data.n_workers=0",
+    "data.packs_per_step=2",
+    "data.packs_per_batch=1",
+    "data.budgets.n_tokens=384",
+    "data.budgets.n_crops=8",
+    "data.buffer_size=4",
+    "data.held_out.val.n_examples=3",
+)
+
+
+def command(recipe: str, *options: str, settings: tuple[str, ...] = SMALL) -> list[str]:
+    sets = [word for setting in settings for word in ("--set", setting)]
+    return ["train", recipe, *options, *sets]
+
+
+def figures(run: Path) -> dict[str, dict[int, float]]:
+    """What was logged, by name and step; how fast it was left out."""
+    found: dict[str, dict[int, float]] = {}
+    for line in map(json.loads, (run / "log.jsonl").read_text().splitlines()):
+        for name, value in line.items():
+            if not name.endswith(("_s", "_gb", "_share")) and name != "seconds":
+                found.setdefault(name, {})[line["step"]] = value
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four steps in a process of their own."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "molmo_client", *command("pretrain-debug", "--run", str(folder))],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{folder}: step 4 of 4\n"
+    assert "step 4/4  loss" in done.stderr
+    return folder
+
+
+def test_a_run_leaves_figures_settings_and_checkpoints(run: Path) -> None:
+    found = figures(run)
+    assert list(found["loss"]) == [1, 2, 3, 4]
+    assert list(found["val/loss"]) == [2, 4]
+    assert found["rate/llm"][4] == pytest.approx(2e-3 * 4 / 20)
+    assert found["grad_norm/total"][1] > 0
+    assert found["probe_loss"][1] > found["probe_loss"][4]
+    assert [p.name for p in sorted(run.glob("step*"))] == ["step2", "step4"]
+    opened = open_checkpoint(run)
+    assert (opened.step, opened.differences()) == (4, [])
+    frozen = "model.transformer.wte.embedding"
+    start = running.tiny.build_model(6198).state_dict()
+    assert torch.equal(opened.weights.read(frozen), start[frozen])
+    assert not torch.equal(opened.weights.read("lm_head.weight"), start["lm_head.weight"])
+
+
+def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(run: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "run"
+    shutil.copytree(run, cut)
+    shutil.rmtree(cut / "step4")
+    assert main(command("pretrain-debug", "--run", str(cut))) == 0
+    assert figures(cut) == figures(run)
+    whole, again = open_checkpoint(run).weights, open_checkpoint(cut).weights
+    for name in whole.shapes():
+        assert torch.equal(whole.read(name), again.read(name)), name
+
+
+def test_other_settings_are_refused_before_weights_are_made(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(*_: Any) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr(running, "prepared_model", unwanted)
+    changed = (*SMALL, "optim.llm.lr=0.5", "data.seed=1", "log_every=3")
+    assert main(command("pretrain-debug", "--run", str(run), settings=changed)) == 1
+    said = capsys.readouterr().err
+    assert "the run cannot go on with other settings: optim.llm.lr is 0.5, was 0.002;" in said
+    assert "data.seed is 1, was 95818" in said
+    assert "log_every" not in said
+
+
+def test_a_saved_state_is_published_and_evaluated(run: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    told = "import sys; print('asked', *sys.argv[1:])"
+    config = SavingConfig(
+        publish_to=str(store),
+        publish_name="small",
+        evaluation=(sys.executable, "-c", told, "{checkpoint}", "--step={step}"),
+    )
+    with Following(config, tmp_path) as following:
+        following.saved(run / "step4")
+    (published,) = FolderStore(store).ids()
+    said = (tmp_path / EVALUATIONS / f"{published}.txt").read_text()
+    assert said == f"asked {published} --step=4\n"
+
+
+def test_dry_run_tells_shares_tokens_and_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command("pretrain-debug", "--dry-run")) == 0
+    said = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in said.splitlines() if line}
+    assert lines["drawn_captions"][1:3] == ["200,000", "60.000%"]
+    assert lines["drawn_points_one"][2] == "10.000%"
+    assert lines["llm"][1:] == ["2,460,480", "98,304"]
+    assert lines["vit"][1:] == ["1,908,096", "0"]
+    assert "pretrain-debug: 4 steps of 2 packs, 1 rank" in said
+    assert "tokens (" in said
+    assert float(lines["together"][1]) > 0.07  # 16 bytes for each of 5 M parameters
+
+
+def test_print_config_is_json_of_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "sft", "--print-config", "--init", TINY, "--set", "seed=3"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["recipe"], document["seed"], document["n_steps"]) == ("sft", 3, 30_000)
+    assert document["data"]["budgets"] == {"n_tokens": 16_384, "n_crops": 128}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["pretran"], "there is no recipe pretran; there are pretrain"),
+        (["sft"], "sft starts from a checkpoint; name its folder with --init"),
+        (["sft", "--init", "nowhere"], "there is no folder 'nowhere'; expected a checkpoint"),
+        (["finetune", "--init", TINY], "finetune trains on your own data; name its files"),
+        (["finetune", "--init", TINY, "--data", "no.jsonl"], "there is no file or folder"),
+        (["pretrain-debug", "--set", "seed=x"], "seed cannot be 'x'; allowed is a whole number"),
+        (
+            ["pretrain-debug", "--set", "data.mixture.nlp.parts.0.dataset=drawn_txt"],
+            "there is no dataset drawn_txt; near are drawn_text",
+        ),
+        (
+            ["pretrain-debug", "--set", "model.freeze=*.nothing"],
+            "no parameter is called '*.nothing'",
+        ),
+        (
+            ["pretrain-debug", "--set", "data.budgets.n_crops=1"],
+            "data.budgets.n_crops is 1; one image takes up to 2 crops",
+        ),
+        (
+            ["pretrain-debug", "--set", "parallel.context_degree=2"],
+            "1 processes cannot be divided: context_degree is 2",
+        ),
+        (["pretrain-debug", "--set", "data.packs_per_step=0"], "data.packs_per_step is 0"),
+        (["pretrain", "--init", TINY], "pixmo_cap_with_transcripts"),
+    ],
+)
+def test_wrong_settings_are_said_before_weights_are_loaded(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOLMO_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(running, "prepared_model", None)
+    assert main(["train", *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

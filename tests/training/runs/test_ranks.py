@@ -1,0 +1,69 @@
+"""What several ranks agree on: states that any number of them goes on from, failures, ends."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from molmo_core.errors import TrainingError
+from molmo_training.runs import tensors
+from molmo_training.runs.run_state import RunState
+from molmo_training.runs.stopping import Stopping
+from tests.support.toy_run import ToyRun, curve, go_on, in_ranks
+
+N_STEPS = 8
+CURVE = curve(N_STEPS)
+
+
+def test_a_run_goes_on_with_more_and_with_fewer_ranks(tmp_path: Path) -> None:
+    assert go_on(tmp_path / "one", 4).losses == CURVE[:4]
+    in_ranks(_in_two, tmp_path, 2)
+    assert go_on(tmp_path / "two", N_STEPS).losses == CURVE
+    written = {path.name for path in (tmp_path / "one" / "step9" / "tensors").iterdir()}
+    assert written == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+
+
+def _in_two(rank: int, folder: Path) -> None:
+    """One start of processes for all that needs two of them."""
+    assert go_on(folder / "two", 4, rank=rank, world_size=2).losses == CURVE[:4]
+    run = go_on(folder / "one", N_STEPS, rank=rank, world_size=2)
+    assert run.losses == CURVE
+    _check_that_all_hear_of_a_full_disk(run, RunState(folder / "one"))
+    _check_that_all_end(rank)
+
+
+def _check_that_all_hear_of_a_full_disk(run: ToyRun, state: RunState) -> None:
+    run.advance(1)
+    room = tensors.Writer
+    if run.rank == 1:
+        tensors.Writer = _NoRoom  # type: ignore[misc]
+    run.save(state)
+    with pytest.raises(TrainingError, match=r"step 9 is not saved, the disk .* that of step 8"):
+        state.wait()
+    tensors.Writer = room  # type: ignore[misc]
+    run.save(state)
+    state.close()
+
+
+def _check_that_all_end(rank: int) -> None:
+    with Stopping() as stopping:
+        assert not stopping.agreed()
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.agreed()
+        assert (stopping.reason is None) == (rank == 0)
+
+
+class _NoRoom(tensors.Writer):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.fs.create_stream = _no_room  # type: ignore[method-assign]
+
+
+def _no_room(path: Path, mode: str) -> object:
+    Path(path).write_bytes(b"the beginning")
+    raise OSError(errno.ENOSPC, "No space left on device")

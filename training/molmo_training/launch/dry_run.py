@@ -1,0 +1,134 @@
+"""What a run would do, told before it: shares, tokens a step, parameters, memory.
+
+Knows: a plan and a few drawn packs. Does not know: weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from molmo_training.data.example import Batch
+from molmo_training.data.mixture import shares_table
+from molmo_training.data.stream import PackedStream
+from molmo_training.launch.plan import Plan
+
+N_PACKS = 8
+"""Packs that are drawn to tell the mean size; each costs what its media cost to open."""
+_WIDE, _NARROW = 4, 2
+"""Bytes of a number in float32 and in bfloat16."""
+_OPTIMIZER_COPIES = 2
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackFigures:
+    """Means of some packs."""
+
+    n_packs: int
+    n_examples: float
+    n_tokens: float
+    n_loss_tokens: float
+    n_crops: float
+
+
+def report(plan: Plan, *, n_ranks: int = 1) -> str:
+    """Raises DataError when the data cannot be drawn."""
+    config = plan.config
+    data, packs = config.data, measured(plan)
+    per_step = data.packs_per_step
+    n_examples = round(packs.n_examples * per_step * config.n_steps)
+    fill = packs.n_tokens / data.budgets.n_tokens
+    lines = [
+        f"{config.recipe}: {config.n_steps:,} steps of {per_step} packs, "
+        f"{n_ranks} rank{'s' if n_ranks > 1 else ''}",
+        "",
+        shares_table(data.mixture, plan.sizes, n_examples),
+        "",
+        f"a pack   {packs.n_examples:,.1f} examples, {packs.n_tokens:,.0f} tokens "
+        f"({fill:.1%} of {data.budgets.n_tokens:,}), {packs.n_loss_tokens:,.0f} of them learnt, "
+        f"{packs.n_crops:,.1f} crops of {data.budgets.n_crops} (mean of {packs.n_packs} packs)",
+        f"a step   {packs.n_examples * per_step:,.0f} examples, "
+        f"{packs.n_tokens * per_step:,.0f} tokens, "
+        f"{packs.n_loss_tokens * per_step:,.0f} of them learnt",
+        f"the run  {n_examples:,} examples, "
+        f"{packs.n_tokens * per_step * config.n_steps / 1e9:,.3f} B tokens",
+        "",
+        f"{'parameters':12s} {'trained':>16s} {'frozen':>16s}",
+        *(f"{c.group:12s} {c.n_trained:16,d} {c.n_frozen:16,d}" for c in plan.counts),
+        "",
+        *_memory(plan, n_ranks),
+    ]
+    return "\n".join(lines)
+
+
+def measured(plan: Plan) -> PackFigures:
+    """Sizes of the first packs of the run, one after the other."""
+    stream = PackedStream(plan.stream_config, plan.sources)
+    n_batches = max(N_PACKS // plan.config.data.packs_per_batch, 1)
+    batches = list(islice(_counted(stream), n_batches))
+    n_packs = n_batches * plan.config.data.packs_per_batch
+    examples, tokens, learnt, crops = (
+        sum(column) / n_packs for column in zip(*batches, strict=True)
+    )
+    return PackFigures(
+        n_packs=n_packs,
+        n_examples=examples,
+        n_tokens=tokens,
+        n_loss_tokens=learnt,
+        n_crops=crops,
+    )
+
+
+def _counted(stream: PackedStream) -> Iterator[tuple[int, int, int, int]]:
+    batch: Batch
+    for batch in stream:
+        yield (
+            batch.n_examples,
+            int(batch.valid.sum()),
+            int((batch.weights > 0).sum()),
+            len(batch.crops),
+        )
+
+
+def _memory(plan: Plan, n_ranks: int) -> list[str]:
+    """An estimate by counting; what libraries hold for themselves comes on top."""
+    config, counts = plan.config, plan.counts
+    trained, frozen = sum(c.n_trained for c in counts), sum(c.n_frozen for c in counts)
+    n_holders = n_ranks if config.parallel.shard == "fsdp" else 1
+    held = (
+        (trained * (2 + _OPTIMIZER_COPIES) + frozen)
+        * _WIDE
+        / (n_holders / config.parallel.replicas)
+    )
+    activations = _activations(plan)
+    return [
+        "memory of a rank, estimated",
+        f"  weights, gradients, optimizer  {held / _GIB:8.2f} GiB",
+        f"  activations of a batch         {activations / _GIB:8.2f} GiB",
+        f"  together                       {(held + activations) / _GIB:8.2f} GiB",
+    ]
+
+
+def _activations(plan: Plan) -> float:
+    """What is kept for the backward pass of a full batch, at its peak; logits of one chunk."""
+    config, model = plan.config, plan.start.config
+    text, vit, data = model.text_config, model.vit_config, config.data
+    width = _NARROW if config.compute.autocast_bf16 else _WIDE
+    n_rows, degree = data.packs_per_batch, config.parallel.context_degree
+    n_tokens = data.budgets.n_tokens * n_rows / degree
+    rows, columns = vit.image_num_patch
+    n_patches = data.budgets.n_crops * rows * columns * n_rows / degree
+    n_layers = 1 + max(k % vit.num_hidden_layers for k in model.adapter_config.vit_layers)
+    in_decoder = n_tokens * (6 * text.hidden_size + 3 * text.intermediate_size) * width
+    in_tower = n_patches * (8 * vit.hidden_size + 2 * vit.intermediate_size) * width
+    between = n_tokens * text.hidden_size * _WIDE, n_patches * vit.hidden_size * _WIDE
+    if config.compute.activation_checkpointing:
+        blocks = between[0] * text.num_hidden_layers + between[1] * n_layers
+        blocks += max(in_decoder, in_tower)
+    else:
+        blocks = (in_decoder + between[0]) * text.num_hidden_layers
+        blocks += (in_tower + between[1]) * n_layers
+    chunk = min(config.loss.chunk_size, n_tokens)
+    return float(blocks + 3 * chunk * text.vocab_size * _WIDE)

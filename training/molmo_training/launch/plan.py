@@ -1,0 +1,249 @@
+"""A run before any weight is loaded: its model's sizes, its datasets, what a step takes.
+
+Everything that a user can have got wrong is found here.
+Knows: checkpoints' settings, datasets by name, a user's files. Does not know: weights, steps.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from molmo_core.errors import DataError, TrainingError
+from molmo_core.images import ImageGeometry
+from molmo_core.videos import VideoGeometry
+from molmo_hf.configuration_molmo2 import Molmo2Config
+from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
+from molmo_training.checkpoints.opened import OpenedCheckpoint, open_checkpoint
+from molmo_training.data.formatting import Formatter
+from molmo_training.data.lanes import RowSource, StreamConfig
+from molmo_training.data.mixture import Group, Part, Share, effective_shares
+from molmo_training.data.own.table import open_tables
+from molmo_training.data.rows import FormattedRows, RowTable
+from molmo_training.data.tokenize import Tokenizing
+from molmo_training.data.tree import TreeLimits
+from molmo_training.datasets.registry import data_folder, open_dataset
+from molmo_training.freezing import GroupCount, freeze
+from molmo_training.launch.held_out import HeldOutPacks
+from molmo_training.lora import add_adapters
+from molmo_training.parallel.mesh import Mesh
+from molmo_training.recipes import tiny
+from molmo_training.train_config import DatasetSettings, HeldOutConfig, ModelConfig, TrainConfig
+from molmo_training.vocabulary import load_vocabulary
+
+logger = logging.getLogger(__name__)
+
+_AS_OTHERS = DatasetSettings(datasets=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run starts from, its weights left aside."""
+
+    opened: OpenedCheckpoint | None
+    config: Molmo2Config
+    images: ImageGeometry
+    videos: VideoGeometry
+    tokenizer: PreTrainedTokenizerFast
+    is_tied: bool = False
+    """Whether the language head is the embedding."""
+
+
+class Plan:
+    """What `config` asks for, checked. Raises MolmoError for whatever cannot be."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        if config.data.leave_out_missing:
+            config = replace(config, data=replace(config.data, mixture=_present(config)))
+        self.config = config
+        self.start = open_start(config)
+        self._check_budgets()
+        self.sources = self._sources("train", _names(config.data.mixture))
+        self.shares: tuple[Share, ...] = effective_shares(config.data.mixture, self.sizes)
+        self.counts = self._counted()
+        self.held_out = [self._held_out(held_out) for held_out in config.data.held_out]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Examples of each dataset."""
+        return {name: len(source) for name, source in self.sources.items()}
+
+    @property
+    def stream_config(self) -> StreamConfig:
+        data = self.config.data
+        return StreamConfig(
+            mixture=data.mixture,
+            budgets=data.budgets,
+            n_lanes=data.packs_per_step,
+            buffer_size=data.buffer_size,
+            rows_per_batch=data.packs_per_batch,
+            seed=data.seed,
+            n_bad_allowed=data.n_bad_allowed,
+            bad_share_allowed=data.bad_share_allowed,
+        )
+
+    def micro_batches(self, n_readers: int) -> int:
+        """Batches of a rank in a step, where so many ranks read different ones."""
+        data = self.config.data
+        if data.packs_per_step % (n_readers * data.packs_per_batch):
+            raise TrainingError(
+                f"data.packs_per_step is {data.packs_per_step}; {n_readers} ranks that read "
+                f"data.packs_per_batch={data.packs_per_batch} at a time need a multiple of "
+                f"{n_readers * data.packs_per_batch}"
+            )
+        return data.packs_per_step // (n_readers * data.packs_per_batch)
+
+    def check_ranks(self, mesh: Mesh) -> None:
+        """Raise TrainingError for a division of the work that this run cannot have."""
+        self.micro_batches(mesh.dp_size)
+        if self.config.model.object_lessons and mesh.cp_size > 1:
+            raise TrainingError(
+                "model.object_lessons needs whole rows; set parallel.context_degree to 1"
+            )
+
+    @cached_property
+    def tokenizing(self) -> Tokenizing:
+        data, start = self.config.data, self.start
+        return Tokenizing(
+            encode=partial(_encoded, start.tokenizer)
+            if start.opened is not None
+            else load_vocabulary().encode,
+            images=start.images,
+            videos=start.videos,
+            weighting=data.weighting,
+            limits=TreeLimits(max_tokens=data.budgets.n_tokens),
+            subtitles_within_s=data.subtitles_within_s,
+        )
+
+    def _sources(self, split: str, names: Iterable[str]) -> dict[str, RowSource]:
+        data = self.config.data
+        own: Mapping[str, RowTable] = {table.name: table for table in open_tables(list(data.files))}
+        formats = replace(data.format, is_training=split == "train")
+        media = replace(data.media, max_frames=self._max_frames)
+        sources: dict[str, RowSource] = {}
+        for name in names:
+            table = own.get(name) or open_dataset(name, data_folder(data.folder), split)
+            special = next((s for s in data.settings_of if name in s.datasets), _AS_OTHERS)
+            sources[name] = FormattedRows(
+                table=table,
+                formatter=Formatter(settings=formats, weight=special.loss),
+                tokenizing=self.tokenizing,
+                media=replace(media, p_high_res=special.p_high_res or media.p_high_res),
+            )
+        return sources
+
+    def _held_out(self, held_out: HeldOutConfig) -> HeldOutPacks:
+        data = self.config.data
+        return HeldOutPacks(
+            name=held_out.name,
+            source=self._sources(held_out.split, [held_out.dataset])[held_out.dataset],
+            n_examples=held_out.n_examples,
+            budgets=data.budgets,
+            buffer_size=data.buffer_size,
+            packs_per_batch=data.packs_per_batch,
+        )
+
+    def _counted(self) -> list[GroupCount]:
+        """Parameters that are trained and frozen; patterns that match nothing are found here."""
+        with torch.device("meta"):
+            model = Molmo2ForConditionalGeneration(self.start.config)
+        return choose_trained(model, self.config.model, is_tied=self.start.is_tied)
+
+    @property
+    def _max_frames(self) -> int:
+        """Of a video: as it is said, or as the checkpoint has it and a pack can hold."""
+        data = self.config.data
+        return data.media.max_frames or min(self.start.videos.max_frames, data.budgets.n_crops)
+
+    def _check_budgets(self) -> None:
+        data, n_crops = self.config.data, self.start.images.max_crops
+        if data.media.p_high_res or any(special.p_high_res for special in data.settings_of):
+            n_crops = max(n_crops, data.media.high_res_crops)
+        if data.budgets.n_crops < max(n_crops + 1, self._max_frames):
+            raise TrainingError(
+                f"data.budgets.n_crops is {data.budgets.n_crops}; one image takes up to "
+                f"{n_crops + 1} crops and one video {self._max_frames} frames: raise it, or lower "
+                "data.max_crops or data.media.max_frames"
+            )
+
+
+def open_start(config: TrainConfig) -> Start:
+    """The settings of what a run starts from, as the recipe changes them. Raises MolmoError."""
+    model, data = config.model, config.data
+    if model.start is None:
+        opened, settings = None, tiny.tiny_config()
+        images, videos = tiny.IMAGES, tiny.VIDEOS
+        tokenizer = load_vocabulary().for_transformers()
+    else:
+        opened = open_checkpoint(model.start, max_model_len=model.max_tokens)
+        opened.check_complete()
+        settings, images, videos = opened.config, opened.images, opened.videos
+        tokenizer = opened.tokenizer()
+    if model.bidirectional is not None:
+        settings.bidirectional = model.bidirectional
+    if data.max_crops is not None:
+        images = replace(images, max_crops=data.max_crops)
+    if data.media.max_frames is not None:
+        videos = replace(videos, max_frames=data.media.max_frames)
+    return Start(opened=opened, config=settings, images=images, videos=videos, tokenizer=tokenizer)
+
+
+def choose_trained(
+    model: Molmo2ForConditionalGeneration, config: ModelConfig, *, is_tied: bool
+) -> list[GroupCount]:
+    """Freeze, or put adapters beside, what the config says; returns the counts by group.
+
+    A tied head becomes the embedding itself, so that they stay the same.
+    """
+    if is_tied:
+        model.lm_head.weight = model.model.transformer.wte.embedding
+    if config.lora is not None:
+        return add_adapters(model, config.lora)
+    return freeze(model, (*config.trained.frozen(has_tied_head=is_tied), *config.freeze))
+
+
+def _encoded(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
+def _names(group: Group) -> Iterator[str]:
+    for part in group.parts:
+        if isinstance(part, Group):
+            yield from _names(part)
+        else:
+            yield part.dataset
+
+
+def _present(config: TrainConfig) -> Group:
+    """The mixture without datasets whose files are missing, and without groups left empty."""
+    own = {table.name for table in open_tables(list(config.data.files))}
+    wanted = [name for name in _names(config.data.mixture) if name not in own]
+    missing: dict[str, str] = {}
+    for name in wanted:
+        try:
+            open_dataset(name, data_folder(config.data.folder))
+        except DataError as error:
+            missing[name] = error.message
+    kept = _with_only(config.data.mixture, {*wanted, *own}.difference(missing))
+    if kept is None:
+        raise DataError(f"no dataset of the mixture is there. {next(iter(missing.values()))}")
+    if missing:
+        logger.warning("left out, for their files are not there: %s", ", ".join(missing))
+    return kept
+
+
+def _with_only(group: Group, names: set[str]) -> Group | None:
+    parts: list[Part | Group] = []
+    for part in group.parts:
+        if isinstance(part, Group):
+            if (kept := _with_only(part, names)) is not None:
+                parts.append(kept)
+        elif part.dataset in names:
+            parts.append(part)
+    return replace(group, parts=tuple(parts)) if parts else None

@@ -1,0 +1,176 @@
+"""A plan carried out: weights loaded, ranks joined, trained, saved and published.
+
+Knows: the order of these things. Does not know: what a step does (`trainer`), what is on disk
+(`runs`), what was asked for (`plan`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from molmo_hf.export import save_settings
+from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
+from molmo_training import ranks
+from molmo_training.checkpoints.adapters import write_adapter_config
+from molmo_training.checkpoints.opened import RUN_SETTINGS, load_model
+from molmo_training.compute import device_of
+from molmo_training.dropout import set_dropout
+from molmo_training.forward import Forward
+from molmo_training.launch.following import Following
+from molmo_training.launch.plan import Plan, choose_trained
+from molmo_training.launch.reading import SharedStream
+from molmo_training.parallel.mesh import Mesh, make_mesh
+from molmo_training.parallel.sharding import shard_model
+from molmo_training.recipes import tiny
+from molmo_training.runs.comparison import check_same
+from molmo_training.runs.meters import Meters, Sink
+from molmo_training.runs.run_state import RunState
+from molmo_training.runs.stopping import Stopping
+from molmo_training.runs.trackers import open_sinks
+from molmo_training.train_config import MAY_DIFFER
+from molmo_training.trainer import HeldOut, Trainer
+
+
+def train(plan: Plan, folder: Path) -> Trainer:
+    """Carry the plan out in `folder`, going on where that stands. Raises MolmoError."""
+    config = plan.config
+    if config.compute.n_threads is not None:
+        torch.set_num_threads(config.compute.n_threads)
+    device_type = device_of(config.compute).type
+    with ExitStack() as stack:
+        local_rank = stack.enter_context(ranks.process_group(device_type))
+        mesh = make_mesh(config.parallel, device_type)
+        plan.check_ranks(mesh)
+        folder.mkdir(parents=True, exist_ok=True)
+        following = stack.enter_context(Following(config.saving, folder))
+        states = RunState(
+            folder,
+            keep=config.saving.keep,
+            is_async=config.saving.is_async,
+            on_saved=following.saved if config.saving.publish_to else None,
+        )
+        stack.callback(states.close)
+        saved = states.saved()
+        if saved is not None:
+            check_same(saved.config, config.document(), may_differ=MAY_DIFFER)
+        stopping = stack.enter_context(Stopping(time_limit_s=config.saving.time_limit_s))
+        model = prepared_model(plan, device_of(config.compute, local_rank))
+        if ranks.rank() == 0:
+            write_settings(plan, folder)
+        stream = SharedStream(plan, mesh, None if saved is None else saved.data)
+        trainer = _trainer(
+            plan, mesh, model, stream, states=states, stop_asked=stopping.agreed, show=_unshown
+        )
+        trainer.resume()
+        first_step = trainer.at.step
+        meters = Meters(
+            _sinks(plan, folder, first_step), max_steps=config.n_steps, first_step=first_step
+        )
+        stack.callback(meters.close)
+        trainer.show = partial(_tell, meters)
+        trainer.run(stream)
+    return trainer
+
+
+def _tell(meters: Meters, figures: Mapping[str, float]) -> None:
+    rest = {name: value for name, value in figures.items() if name != "step"}
+    if "loss" in rest:
+        meters.log(int(figures["step"]), rest)
+    else:  # of held-out data: no time of training is in them
+        meters.write(int(figures["step"]), rest)
+
+
+def _unshown(figures: Mapping[str, float]) -> None:
+    """Until the run knows its first step, nothing is shown."""
+
+
+def prepared_model(plan: Plan, device: torch.device) -> Molmo2ForConditionalGeneration:
+    """The model as it starts, with what is trained of it."""
+    config, start = plan.config.model, plan.start
+    if start.opened is None:
+        model = tiny.build_model(plan.config.seed)
+    else:
+        model = load_model(replace(start.opened, config=start.config))
+    choose_trained(model, config, is_tied=start.is_tied)
+    return model.to(device)
+
+
+def write_settings(plan: Plan, folder: Path) -> None:
+    """Put beside the run's states what else a checkpoint is made of, unless it is there."""
+    settings, start = folder / RUN_SETTINGS, plan.start
+    if settings.exists():
+        return
+    partial = folder / f"{RUN_SETTINGS}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    save_settings(
+        partial,
+        config=start.config,
+        tokenizer=start.tokenizer,
+        images=start.images,
+        videos=start.videos,
+    )
+    if plan.config.model.lora is not None:
+        write_adapter_config(partial, plan.config.model.lora)
+    partial.rename(settings)
+
+
+def _trainer(
+    plan: Plan,
+    mesh: Mesh,
+    model: Molmo2ForConditionalGeneration,
+    stream: SharedStream,
+    **parts: Any,
+) -> Trainer:
+    config, lessons = plan.config, None
+    if config.model.object_lessons:
+        lessons = tiny.make_lessons(model).to(next(model.parameters()).device)
+    positions = set_dropout(
+        model, residual=config.model.residual_dropout, response=config.model.response_dropout
+    )
+    shard_model(model, mesh)
+    forward = Forward(
+        model,
+        attention="dense" if lessons is not None else config.compute.attention,
+        mesh=mesh,
+        positions=positions,
+    )
+    return Trainer(
+        model,
+        config,
+        forward=forward,
+        lessons=lessons,
+        held_out=[
+            HeldOut(
+                name=held_out.name, batches=partial(held_out.batches, mesh.dp_rank, mesh.dp_size)
+            )
+            for held_out in plan.held_out
+        ],
+        data_state=stream.state,
+        n_micro_batches=plan.micro_batches(mesh.dp_size),
+        n_copies=mesh.cp_size,
+        description=config.document(),
+        **parts,
+    )
+
+
+def _sinks(plan: Plan, folder: Path, first_step: int) -> Sequence[Sink]:
+    """Rank 0 tells the figures, which are those of all ranks."""
+    if ranks.rank():
+        return ()
+    config = plan.config
+    return open_sinks(
+        folder,
+        max_steps=config.n_steps,
+        first_step=first_step,
+        tensorboard=config.saving.tensorboard,
+        wandb=config.saving.wandb,
+        config=config.document(),
+    )
