@@ -126,10 +126,15 @@ class EngineEvents:
         like = self._like
         if like is None or (text := like.text_of(chunk)) is None:
             return None
-        if _NOT_PROSE.search(text) is None:
+        if text.isascii() and not _NOT_PROSE.search(text):
             self._n_pieces += bool(text)
             return self._completed(like.index, self.reader(like.index).feed_prose(text))
-        return None if _NOT_PLAIN.search(text) else self._read(like.index, text.decode(), None)
+        if _NOT_PLAIN.search(text):
+            return None
+        try:
+            return self._read(like.index, text.decode(), None)
+        except UnicodeDecodeError:  # nor is it JSON
+            return None
 
     def feed(self, chunk: bytes) -> Iterator[EngineEvent]:
         """Whole events; that of the end, and of a failure, is not among them."""

@@ -67,7 +67,7 @@ class AnswerReader:
         return self._observed(completed) if completed else []
 
     def feed_prose(self, text: bytes) -> list[api.Observation]:
-        """As `feed`, for UTF-8 without a `<`: outside of tags it completes nothing, and is read
+        """As `feed`, for ASCII without a `<`: outside of tags it completes nothing, and is read
         together with what follows."""
         if self._unread or self._parser.is_in_prose:
             self._unread.append(text)
