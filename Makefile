@@ -8,7 +8,7 @@ RUN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(EXTRA)
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help setup serve demo test check fix bench eval soak tiny hotload-demo lock
+.PHONY: help setup serve demo test check fix bench bench-train eval soak tiny train-demo hotload-demo lock
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -47,10 +47,16 @@ soak: $(STAMP) ## the slow checks, results in docs/
 bench: $(STAMP) ## measure speed, all parts or ARGS="gateway routing"
 	$(RUN)/python -m tests.bench $(ARGS)
 
+bench-train: $(STAMP) ## measure training: packing, loader, trainer, memory
+	$(RUN)/python -m tests.bench packing training memory
+
 tiny: $(STAMP) ## train molmo2-tiny again, from nothing, and package it (hours)
 	$(RUN)/python -m molmo_training.recipes.tiny runs/tiny $(ARGS)
 	rm -rf runs/molmo2-tiny
 	$(RUN)/python -m molmo_training.package runs/tiny runs/molmo2-tiny
+
+train-demo: $(STAMP) ## train through all stages, then on your own kind of pictures (10 minutes)
+	deploy/train-demo $(ARGS)
 
 hotload-demo: $(STAMP) ## teach molmo2-tiny something and see the running server answer it
 	deploy/hotload-demo $(ARGS)

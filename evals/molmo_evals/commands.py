@@ -19,14 +19,16 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 from molmo_client import AsyncClient, RetryPolicy, WrongUsage, terminal
-from molmo_core.errors import MolmoError, NotFound
+from molmo_core.errors import InvalidRequest, MolmoError, NotFound
 from molmo_evals.log import Entry, RunIdentity
 from molmo_evals.report import Row, all_passed, as_json, print_table, report_rows
 from molmo_evals.runner import identify, run_task
 from molmo_evals.task import Task, all_tasks, find_task
+from molmo_evals.tasks.own_points import is_own_file, own_points
 
 LOG_FOLDER = Path("runs") / "evals"
 _PATIENT = RetryPolicy(n_retries=6)  # an engine that is started again must not cost samples
+_TASK_HELP = "Name of a task (`molmo eval list`), or a JSONL file of pictures with points"
 _N_LINES = 20  # of progress, where there is no terminal to draw a bar on
 
 app = App(name="molmo eval", help="Measure a server.", version_flags=())
@@ -53,7 +55,7 @@ def list_tasks(*, json: Annotated[bool, Parameter(negative=())] = False) -> None
 
 @app.command
 def run(
-    task: Annotated[str, Parameter(help="Name of a task; `molmo eval list` shows them")],
+    task: Annotated[str, Parameter(help=_TASK_HELP)],
     /,
     *,
     server: Annotated[str | None, Parameter(help="Address; else MOLMO_SERVER")] = None,
@@ -88,7 +90,7 @@ def run(
 
 @app.command
 def gate(
-    task: Annotated[str, Parameter(help="Name of a task; `molmo eval list` shows them")],
+    task: Annotated[str, Parameter(help=_TASK_HELP)],
     /,
     *,
     candidate: Annotated[str, Parameter(env_var="MOLMO_GATE_CANDIDATE", help="Model on trial")],
@@ -133,8 +135,8 @@ def gate(
 
 def _chosen(name: str) -> Task:
     try:
-        return find_task(name)
-    except NotFound as failure:
+        return own_points(Path(name)) if is_own_file(name) else find_task(name)
+    except (NotFound, InvalidRequest) as failure:
         raise WrongUsage(failure.message) from failure
 
 

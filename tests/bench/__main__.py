@@ -17,6 +17,7 @@ PARTS = (
     "routing",
     "drafting",
     "packing",
+    "training",
     "memory",
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from molmo_core.clips import sample_clip, write_clip
 from molmo_core.errors import InvalidExample, InvalidMedia
+from molmo_hf.image_processing_molmo2 import rgb_pixels
 from molmo_training.data.formatting import SFT, Formatter
 from molmo_training.data.media import PictureFile, VideoFile, open_picture
 from molmo_training.data.packing import Size
@@ -94,8 +96,11 @@ def test_a_picture_knows_how_it_is_displayed_from_its_header() -> None:
         np.asarray(PictureFile(data[: len(data) // 2]))
 
 
-def test_what_is_transparent_is_white() -> None:
-    assert np.asarray(PictureFile(encoded("RGBA"))).min() == 255
+def test_transparency_is_dropped_as_a_server_drops_it() -> None:
+    data = encoded("RGBA")
+    pixels = np.asarray(PictureFile(data))
+    assert np.array_equal(pixels, rgb_pixels(data))
+    assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data)))[..., :3])
 
 
 def test_pictures_of_every_form_are_the_same(tmp_path: Path) -> None:
@@ -257,6 +262,50 @@ def test_tracks_are_sampled_at_a_multiple_of_their_rate(source: Source, clip_pat
     assert pending.example.frame_times_s == expected
     answer = pending.example.branches[0].turns[-1].text
     assert answer.count(";") == 3
+
+
+def test_rates_of_tracks_fit_the_video() -> None:
+    def rate(annotated_fps: float, source_fps: float) -> float:
+        times = annotated_frame_times(1.0, 128, annotated_fps=annotated_fps, source_fps=source_fps)
+        return len(times)
+
+    assert rate(2, 30) == 10
+    assert rate(2, 24) == 8
+    assert rate(2, 25) == rate(2, 30000 / 1001) == rate(2, 0) == 2
+    assert rate(20, 30) == 20
+    assert rate(1, 2) == 2
+
+
+def test_points_in_pixels_are_those_of_the_frame_as_displayed(
+    source: Source, clip_path: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "turned.mp4"
+    subprocess.run(
+        [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-i",
+            clip_path,
+            "-c",
+            "copy",
+            "-metadata:s:v",
+            "rotate=90",
+            path,
+        ],
+        check=True,
+    )
+    video, stored = VideoFile(path), VideoFile(clip_path).info
+    assert stored.width_px != stored.height_px
+    assert video.size_hw == (stored.width_px, stored.height_px)
+    row = {
+        "style": "video_point",
+        "label": "star",
+        "video": path,
+        "points": [{"time_s": 0.0, "points": [[video.size_hw[1] / 2, video.size_hw[0] / 4]]}],
+    }
+    answer = made(source(row)).example.branches[0].turns[-1].text
+    assert answer == '<points coords="0.0 1 500 250">star</points>'
 
 
 def test_video_that_is_none_is_named(source: Source, tmp_path: Path) -> None:

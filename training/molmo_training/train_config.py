@@ -52,6 +52,11 @@ class ModelConfig:
                 raise TrainingError(
                     f"model.{name} is {getattr(self, name)}; allowed is 0 to below 1"
                 )
+        if self.lora is not None and self.freeze:
+            raise TrainingError(
+                "model.freeze does not go with model.lora, which freezes all that is not in "
+                "model.lora.targets or model.lora.trained: leave one of them out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

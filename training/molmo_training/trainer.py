@@ -35,6 +35,7 @@ from molmo_training.data.example import Batch
 from molmo_training.forward import Decoded
 from molmo_training.loss import LossConfig, token_loss
 from molmo_training.optim import OptimConfig, Optimizer
+from molmo_training.parallel.sharding import split_again
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,12 @@ class Lesson(NamedTuple):
     loss: Tensor
 
 
-class Lessons(Protocol):
-    """What else a model is taught; a module, whose parameters are trained and saved along."""
+class Lessons(nn.Module):
+    """What else a model is taught; its parameters are trained and saved along."""
 
-    def __call__(self, decoded: Decoded, batch: Batch, progress: float) -> Mapping[str, Lesson]: ...
+    def forward(self, decoded: Decoded, batch: Batch, progress: float) -> Mapping[str, Lesson]:
+        """The losses of a batch by name; `progress` is 0 at the begin of a run and 1 at its end."""
+        raise NotImplementedError
 
 
 class States(Protocol):
@@ -149,7 +152,7 @@ class Trainer:
         forward: Callable[[Batch], Decoded],
         states: States,
         show: Show,
-        lessons: nn.Module | None = None,
+        lessons: Lessons | None = None,
         held_out: Sequence[HeldOut] = (),
         data_state: Callable[[], Mapping[str, Any]] = dict,
         stop_asked: Callable[[], bool] = bool,
@@ -187,7 +190,7 @@ class Trainer:
         Raises TrainingError when loss or gradients are no numbers; the model is then as it was
         before that step, and the last state on disk stays.
         """
-        source, window = iter(batches), _Window(self.at)
+        source, window, first_step = iter(batches), _Window(self.at), self.at.step
         with steady_collections(self.config.compute):
             while self.progress < 1:
                 began = time.monotonic()
@@ -209,6 +212,8 @@ class Trainer:
                 collect_at(self.at.step, self.config.compute)
                 if stops:
                     break
+        if first_step < self.at.step and self.progress >= 1:
+            self._validate_at_end()
         self._finish_saving()
         self.save()
         self.states.wait()
@@ -261,6 +266,7 @@ class Trainer:
             with torch.no_grad():
                 for batch in held_out.batches():
                     sums += torch.stack(self._losses(self._moved(batch))[0])
+            split_again(self.model)
             ce, _, right, weight = ranks.sum_over_ranks(sums.double()).tolist()
             found = {"loss": ce / max(weight, 1e-9), "accuracy": right / max(weight, 1e-9)}
             figures |= {f"{held_out.name}/{name}": value for name, value in found.items()}
@@ -268,6 +274,10 @@ class Trainer:
         if figures:
             self.show({"step": self.at.step, **figures})
         return figures
+
+    def _validate_at_end(self) -> None:
+        if self.at.step % self.config.validate_every:
+            self.validate()
 
     def save(self) -> None:
         self.states.save(
@@ -316,7 +326,8 @@ class Trainer:
             )
             if self.lessons is None or not self.model.training:
                 return sums, {}
-            return sums, self.lessons(decoded, batch, self.progress)
+            taught: Mapping[str, Lesson] = self.lessons(decoded, batch, self.progress)
+            return sums, taught
 
     def _weight_of(self, batches: Sequence[Batch]) -> float:
         """The weights of all that is learnt in a step, by all ranks."""

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from molmo_core.scenes import COLOUR_JITTER, COLOURS
 from molmo_training.data.example import Tokenized
 from molmo_training.data.formatting import PRETRAIN, SFT, Formatter
 from molmo_training.data.packing import Size
@@ -110,3 +111,38 @@ def test_tables_go_to_other_processes() -> None:
     table = open_dataset("drawn_points", data_folder())
     there = pickle.loads(pickle.dumps(table))
     assert there.row(7)["message_list"] == table.row(7)["message_list"]
+
+
+def is_of_colour(label: str, pixel: np.ndarray) -> bool:
+    """Whether a pixel has the colour that a label names; true for labels that name none."""
+    named = [rgb for name, rgb in COLOURS.items() if name in label.split()]
+    return not named or bool(np.abs(pixel.astype(int) - named[0]).max() <= COLOUR_JITTER + 2)
+
+
+def test_points_lie_on_what_they_name() -> None:
+    table = open_dataset("drawn_points", data_folder())
+    n_points = 0
+    for index in range(12):
+        row = table.row(index)
+        pixels = np.asarray(row["image"])
+        for part in row["message_list"]:
+            for x, y in part["points"]:
+                assert is_of_colour(part["label"], pixels[int(y), int(x)])
+                n_points += 1
+    assert n_points > 30
+
+
+def test_tracks_lie_on_what_they_name() -> None:
+    table = open_dataset("drawn_tracks", data_folder())
+    n_points = 0
+    for index in range(6):
+        row = table.row(index)
+        for part in row["message_list"]:
+            times_s = [moment["time_s"] for moment in part["tracks"]]
+            frames = row["video"].frames_at(times_s, row["video"].size_hw)
+            for frame, moment in zip(frames, part["tracks"], strict=True):
+                for point in moment["points"]:
+                    pixel = frame[int(point["y"]), int(point["x"])]
+                    assert is_of_colour(part["label"], pixel)
+                    n_points += 1
+    assert n_points > 30

@@ -17,8 +17,10 @@ import torch
 from molmo_client.__main__ import main
 from molmo_core.checkpoints import FolderStore
 from molmo_training.checkpoints.opened import open_checkpoint
+from molmo_training.commands import configured
 from molmo_training.launch import running
 from molmo_training.launch.following import EVALUATIONS, Following
+from molmo_training.launch.plan import Plan
 from molmo_training.train_config import SavingConfig
 
 TINY = str(files("molmo_hf") / "checkpoints" / "molmo2-tiny")
@@ -140,6 +142,50 @@ def test_dry_run_tells_shares_tokens_and_parameters(capsys: pytest.CaptureFixtur
     assert "pretrain-debug: 4 steps of 2 packs, 1 rank" in said
     assert "tokens (" in said
     assert float(lines["together"][1]) > 0.07  # 16 bytes for each of 5 M parameters
+
+
+def test_a_tied_head_stays_the_embedding(tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    native = Path(__file__).parents[2] / "golden" / "native" / "qwen3_tied-unsharded"
+    whole = ("model.trained.ft_embedding=all",)
+    for assignments, is_trained in (((), False), (whole, True)):
+        config = configured("finetune", assignments, init=native, data=(tmp_path / "own.jsonl",))
+        plan = Plan(config)
+        model = running.prepared_model(plan, torch.device("cpu"))
+        embedding = model.model.transformer.wte.embedding
+        assert model.lm_head.weight is embedding
+        assert embedding.requires_grad is is_trained
+        counted = {count.group: count.n_frozen for count in plan.counts}
+        assert counted["llm"] == (0 if is_trained else embedding.numel())
+
+
+def test_adapters_are_trained_and_read_as_a_whole_checkpoint(tmp_path: Path) -> None:
+    own, run = tmp_path / "own.jsonl", tmp_path / "run"
+    own.write_text('{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d"}\n')
+    settings = (*SMALL[:-1], "n_steps=1", "model.lora.rank=2", "data.media.max_frames=4")
+    options = ("--init", TINY, "--data", str(own), "--run", str(run))
+    assert main(command("finetune-lora", *options, settings=settings)) == 0
+    opened, start = open_checkpoint(run), open_checkpoint(Path(TINY))
+    assert opened.differences() == []
+    name = "model.transformer.blocks.0.self_attn.att_proj.weight"
+    moved = (opened.weights.read(name) - start.weights.read(name).float()).abs().max().item()
+    assert 0 < moved < 0.01
+    assert torch.equal(opened.weights.read("lm_head.weight"), start.weights.read("lm_head.weight"))
+
+
+def test_a_mixture_goes_on_without_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MOLMO_DATA_DIR", str(tmp_path))
+    missing = ("data.mixture.nlp.parts.0.dataset=pixmo_cap", "data.leave_out_missing=true")
+    plan = Plan(configured("pretrain-debug", missing))
+    assert set(plan.sizes) == {
+        "drawn_captions",
+        "drawn_points",
+        "drawn_points_one",
+        "drawn_points_few",
+    }
+    assert "left out, for their files are not there: pixmo_cap" in caplog.text
 
 
 def test_print_config_is_json_of_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from molmo_training.data.own import check
 from molmo_training.data.own.check import Report, check_tables, mixture_of
 from molmo_training.data.own.examine import Examiner
 from molmo_training.data.own.media import opened_media
-from molmo_training.data.own.model_view import ModelView
+from molmo_training.data.own.model_view import ModelView, packaged_checkpoint
 from molmo_training.data.own.table import open_table, open_tables
 from tests.training.own.conftest import WriteRows, picture, view_of
 
@@ -118,6 +118,24 @@ def test_a_fault_of_a_row(
     assert message in found[2]
 
 
+def test_a_line_that_is_no_json(write_rows: WriteRows, view: ModelView, tmp_path: Path) -> None:
+    path = write_rows(TALK, name="a: b.jsonl")
+    path.write_text(path.read_text() + '\n{"image": }\n[]', encoding="utf-8")
+    assert checked(path, view) == [
+        (
+            "row",
+            "a: b.jsonl:2:11",
+            "the line is no JSON (Expecting value): write one object a line",
+        ),
+        (
+            "row",
+            "a: b.jsonl:3",
+            'a row is an object of fields, this is []: give {"image": …, "label": …, '
+            '"points": …} or other fields',
+        ),
+    ]
+
+
 def test_clipped_and_occluded_places_are_no_fault(write_rows: WriteRows, view: ModelView) -> None:
     sighting = {"id": 1, "x": 900, "y": 1, "occluded": True}
     moments = [{"time_s": 0, "points": [sighting, {"id": 2, "x": 1, "y": 1}]}]
@@ -199,6 +217,25 @@ def test_a_turned_picture_counts_as_displayed(
     assert checked(path, view) == []
     [shape] = [one.shape for one in opened_media(open_table(path).row(0)).pictures]
     assert shape == (640, 480, 3)
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_turned_png_is_seen_without_its_pixels(
+    write_rows: WriteRows, tmp_path: Path, is_behind: bool
+) -> None:
+    path = write_rows({"image": "a.png", "text": "x"}, {"image": "plain.png", "text": "x"})
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    content = saved(Image.fromarray(picture(640, 480)), "PNG", exif=turned)
+    if is_behind:
+        begin = content.index(b"eXIf") - 4
+        end = begin + 12 + int.from_bytes(content[begin : begin + 4], "big")
+        content = content[:begin] + content[end:-12] + content[begin:end] + content[-12:]
+    (tmp_path / "a.png").write_bytes(content)
+    shapes = [opened_media(open_table(path).row(k)).pictures[0].shape for k in range(2)]
+    assert shapes == [(640, 480, 3), (480, 640, 3)]
+    for k, shape in enumerate(shapes):
+        assert np.asarray(opened_media(open_table(path).row(k)).pictures[0]).shape == shape
 
 
 def test_too_long_and_cut(write_rows: WriteRows) -> None:
@@ -321,6 +358,19 @@ def test_the_command(write_rows: WriteRows, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "effective shares" in out
+
+
+def test_media_elsewhere_and_another_model(
+    write_rows: WriteRows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(GOOD)
+    path = tmp_path / "data" / "rows.jsonl"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**GOOD, "image": str(tmp_path / "a.png")}))
+    command = ["data", "check", str(path), "--checkpoint", str(packaged_checkpoint())]
+    assert main(command) == 1
+    assert "allow other places with --allow-absolute" in capsys.readouterr().out
+    assert main([*command, "--allow-absolute"]) == 0
 
 
 @pytest.mark.parametrize(

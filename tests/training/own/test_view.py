@@ -21,12 +21,14 @@ from molmo_hf.modeling_molmo2 import attention_mask
 from molmo_training.data.example import Tokenized
 from molmo_training.data.own.check import mixture_of
 from molmo_training.data.own.model_view import ModelView
+from molmo_training.data.own.of_run import viewer_of_files
 from molmo_training.data.own.page.mask import draw_mask
 from molmo_training.data.own.page.page import Page, render_page
 from molmo_training.data.own.page.tokens import Speller, sections_of
 from molmo_training.data.own.table import open_tables
 from molmo_training.data.own.view import Viewer
 from molmo_training.data.packing import pack_rows
+from molmo_training.recipes.finetune import finetune
 from tests.demo.browsing import running_browser
 from tests.training.own.conftest import WriteRows, view_of
 
@@ -72,11 +74,7 @@ class Outline(HTMLParser):
 
 def viewer(view: ModelView, *paths: Path) -> Viewer:
     tables = open_tables(list(paths))
-    return Viewer(
-        tables={table.name: table for table in tables},
-        view=view,
-        mixture=mixture_of(tables),
-    )
+    return viewer_of_files(tables, view, finetune().data, mixture_of(tables))
 
 
 def arrays(view: ModelView, path: Path, index: int = 0) -> Tokenized:
@@ -135,7 +133,7 @@ def test_marks_are_what_the_answers_say(write_rows: WriteRows, view: ModelView) 
     image, video = (card.media for card in page.cards)
     assert {(mark.x, mark.y) for mark in image.pictures[0].marks} == {(100, 100), (500, 500)}
     assert [legend.text for legend in image.legends] == ["cats (2 points)"]
-    assert [legend.text for legend in video.legends] == ["ball (1 tracks)"]
+    assert [legend.text for legend in video.legends] == ["ball (1 track)"]
     with_marks = [frame for frame in video.pictures if frame.marks]
     assert [frame.caption for frame in with_marks] == ["0.0 s", "0.5 s", "1.0 s", "1.5 s"]
     assert with_marks[3].marks[0].trail == ((0, 500), (100, 500), (200, 500), (300, 500))
@@ -192,6 +190,17 @@ def test_packs_show_each_example_once(write_rows: WriteRows) -> None:
         viewer(view_of(n_tokens=10, n_crops=1), first).packs(1)
 
 
+def test_a_recipe_is_shown_with_its_mixture(tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert main(["data", "view", "--recipe", "sft-debug", "--n", "6", "--out", str(out)]) == 0
+    shown = Outline(out.read_text(encoding="utf-8"))
+    assert len(shown.all("article", "card")) == 6
+    assert "left out" not in shown.text
+    shares = re.findall(r"(drawn_\w+)200,000([\d.]+) %", shown.text)
+    assert len(shares) > 10
+    assert sum(float(share) for _, share in shares) == pytest.approx(100, abs=1)
+
+
 def test_examples_are_those_of_the_run(write_rows: WriteRows, view: ModelView) -> None:
     path = write_rows(*[{"messages": ["q", f"a{k}"]} for k in range(20)])
 
@@ -239,6 +248,7 @@ def test_the_page_in_a_browser(write_rows: WriteRows, tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--packed", "--in-order"], "leave out --in-order"),
+        (["--recipe", "sft-debug"], "give FILES, or --recipe NAME"),
         (["--out", "{folder}/no/page.html"], "cannot be written"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from molmo_core.errors import CheckpointError, TrainingError
 from molmo_training.runs import step_folder, tensors
@@ -138,6 +139,32 @@ def test_what_stands_beside_the_model_is_saved_with_it(tmp_path: Path) -> None:
     assert saved is not None
     assert saved.data == {"batch": 3}
     assert torch.equal(other.weight, probe.weight)
+    state.close()
+
+
+def test_wrappers_and_tied_weights_change_no_names(tmp_path: Path) -> None:
+    run, other = ToyRun(), ToyRun(seed=9)
+    for each in (run, other):
+        each.model.head.weight = torch.nn.Parameter(each.model.words.weight.T.clone().T)
+        each.model.words.weight = each.model.head.weight
+    run.model.layer = torch.compile(run.model.layer, backend="eager")  # type: ignore[assignment]
+    run.model.dropout = checkpoint_wrapper(run.model.idle)
+    optimizer = _adamw(run.model)
+    run.model.head.weight.grad = torch.ones_like(run.model.head.weight)
+    optimizer.step()
+    state = RunState(tmp_path)
+    documents = {"data": {}, "progress": {}, "config": {}}
+    state.save(
+        1, model=torch.compile(run.model, backend="eager"), optimizers=[optimizer], **documents
+    )
+    other.model.dropout = other.model.idle
+    restored = _adamw(other.model)
+    state.restore(model=other.model, optimizers=[restored])
+    assert other.model.words.weight is other.model.head.weight
+    assert torch.equal(other.model.words.weight, run.model.words.weight)
+    assert torch.equal(other.model.layer.weight, run.model.layer.weight)
+    assert list(restored.state) == [other.model.head.weight]
+    assert restored.state[other.model.head.weight]["exp_avg"].mean().item() == pytest.approx(0.1)
     state.close()
 
 

@@ -195,7 +195,10 @@ def open_checkpoint(path: Path, *, max_model_len: int | None = None) -> OpenedCh
 def load_model(opened: OpenedCheckpoint) -> Molmo2ForConditionalGeneration:
     """The model in float32 on the CPU, for comparisons. Raises CheckpointError."""
     opened.check_complete()
-    model = Molmo2ForConditionalGeneration(opened.config)
+    with torch.device("meta"):
+        model = Molmo2ForConditionalGeneration(opened.config)
+    # Without drawing weights first: that takes time, and numbers from whoever trains meanwhile.
+    model = model.to_empty(device="cpu")
     with torch.no_grad():
         for name, parameter in model.state_dict().items():
             parameter.copy_(opened.weights.read(name))

@@ -1,31 +1,34 @@
 """Pictures and videos of rows, opened when their pixels are needed.
 
 A picture knows its shape from its header, a video its size and frame times from its packets.
-Knows: files, EXIF orientation, transparency. Does not know: rows, crops, which frames are sampled.
+Knows: files, EXIF orientation. Does not know: rows, crops, which frames are sampled.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
-from typing import Any, Protocol, overload
+from typing import Any, BinaryIO, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from molmo_core.errors import InvalidMedia
 from molmo_core.videos import VideoInfo, probe_video
+from molmo_hf.image_processing_molmo2 import rgb_pixels
 from molmo_hf.video_io import decode_frames
 from molmo_training.data.example import Picture
 
 Source = bytes | str | PathLike[str]
 _EXIF_ORIENTATION = 0x0112
 _TURNED = frozenset([5, 6, 7, 8])
+_PNG_HEAD_BYTES = 8
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -40,7 +43,7 @@ _UNREADABLE = (
 
 
 class PictureFile:
-    """A picture in a file, in bytes or opened by Pillow: upright, on white where transparent."""
+    """A picture in a file, in bytes or opened by Pillow; its pixels are those a server sees."""
 
     def __init__(self, source: Source | Image.Image) -> None:
         self.source = source
@@ -50,8 +53,8 @@ class PictureFile:
         """(H, W, 3) as displayed, of the header. Raises InvalidMedia."""
         try:
             with _opened(self.source) as picture:
-                turned = picture.getexif().get(_EXIF_ORIENTATION) in _TURNED
                 width, height = picture.size
+                turned = _is_turned(picture)
         except _UNREADABLE as error:
             raise unreadable(self.source, "picture", error) from error
         return (width, height, 3) if turned else (height, width, 3)
@@ -59,9 +62,32 @@ class PictureFile:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
         try:
             with _opened(self.source) as picture:
-                return np.asarray(_on_white(ImageOps.exif_transpose(picture)))
-        except _UNREADABLE as error:
+                pixels: NDArray[np.uint8] = rgb_pixels(picture)
+                return pixels
+        except (*_UNREADABLE, InvalidMedia) as error:
             raise unreadable(self.source, "picture", error) from error
+
+
+def _is_turned(picture: Image.Image) -> bool:
+    """As its EXIF data say. Pillow would decode a PNG to look for them behind its pixels."""
+    file = getattr(picture, "fp", None)
+    if picture.format == "PNG" and "exif" not in picture.info and file is not None:
+        position = file.tell()
+        is_plain = b"eXIf" not in _png_chunks(file)
+        file.seek(position)
+        if is_plain:
+            return False
+    return picture.getexif().get(_EXIF_ORIENTATION) in _TURNED
+
+
+def _png_chunks(file: BinaryIO) -> list[bytes]:
+    """The names of its chunks; a file that ends early has no more."""
+    names = []
+    file.seek(_PNG_HEAD_BYTES)
+    while len(head := file.read(8)) == 8:
+        names.append(head[4:])
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return names
 
 
 @contextmanager
@@ -71,14 +97,6 @@ def _opened(source: Source | Image.Image) -> Iterator[Image.Image]:
         return
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
         yield picture
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    layer = picture.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def unreadable(source: object, what: str, error: Exception) -> InvalidMedia:
@@ -111,6 +129,11 @@ class Video(Protocol):
     @property
     def info(self) -> VideoInfo: ...
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Of a frame as it is displayed; a turned file says of itself how it is stored."""
+        ...
+
     def frames_at(self, times_s: Sequence[float], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
         """(T, H, W, 3), seconds from the first frame."""
         ...
@@ -137,6 +160,15 @@ class VideoFile:
         except InvalidMedia as error:
             raise unreadable(self.source, "video", _cause(error)) from error
         return frames
+
+    @cached_property
+    def size_hw(self) -> tuple[int, int]:
+        """Of the first frame, which is decoded: few rows ask."""
+        try:
+            height, width = decode_frames(self.source, [0.0], info=self.info).shape[1:3]
+        except InvalidMedia as error:
+            raise unreadable(self.source, "video", _cause(error)) from error
+        return height, width
 
 
 def _cause(error: Exception) -> Exception:
@@ -166,8 +198,7 @@ class _Frame:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        info = self.frames.video.info
-        return info.height_px, info.width_px, 3
+        return (*self.frames.video.size_hw, 3)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
         times_s = [self.frames.file_times_s[self.index]]

@@ -104,7 +104,8 @@ def annotated_frame_times(
     """Times that hold the moments at which tracks are annotated, `annotated_fps` a second."""
     multiples = np.arange(1, int(MAX_ANNOTATED_FPS / annotated_fps) + 1) * annotated_fps
     frames_each = source_fps / multiples
-    rates = multiples[np.abs(frames_each - np.round(frames_each)) < 1e-3]
+    is_whole = np.abs(frames_each - np.round(frames_each)) < 1e-3
+    rates = multiples[is_whole & (frames_each > 0.5)]
     return times_at_best_rate(duration_s, max_frames, rates.tolist() or [annotated_fps])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from molmo_training.data.formatting.row import Row
 from molmo_training.data.rows import RowTable
 from molmo_training.datasets.files import (
+    Read,
     RecordRows,
     below,
     hub_steps,
@@ -33,7 +34,6 @@ _COCO_2014 = _COCO.format(zips="{train2014,val2014,test2015}")
 _COCO_2017 = _COCO.format(zips="{train2017,val2017,test2017}")
 
 # --- tables of Ai2: one configuration a split, paths of pictures below torch_datasets -------------
-
 
 _QUESTION = ("question", "answers", "answer", "options", "answer_idx", "explanation", "style")
 _DIRECT = ("question", "answers", "answer", "style")
@@ -65,12 +65,11 @@ def _register_ai2(
     kept: Sequence[str] = _QUESTION,
     splits: tuple[str, ...] = ("train", "validation"),
     licence: str = "see the source",
-    groups: tuple[str, ...] = ("image_academic",),
-    read: Any = None,
+    read: Read | None = None,
 ) -> None:
     @dataset(
         name=name,
-        groups=groups,
+        groups=("image_academic",),
         source=f"Hugging Face: {repo}",
         splits=splits,
         licence=licence,

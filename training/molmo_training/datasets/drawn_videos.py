@@ -41,6 +41,10 @@ class DrawnVideo:
     def info(self) -> VideoInfo:
         return clip_info(self.clip)
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.clip.height_px, self.clip.width_px
+
     def frames_at(self, times_s: Sequence[float], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
         frames = draw_frames(self.clip, [self.shown_s(time_s) for time_s in times_s])
         return np.stack([resize_bilinear(frame, size_hw) for frame in frames])

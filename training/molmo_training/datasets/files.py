@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from molmo_core.errors import DataError
 from molmo_training.data.formatting.row import Row
 from molmo_training.data.own.arrow import STATE_FILE, ArrowRecords, ParquetRecords
+from molmo_training.data.rows import RowTable
 from molmo_training.datasets.registry import MissingFiles
 from molmo_training.datasets.tables import LazyTable, ListedRows
 
@@ -65,7 +66,8 @@ class RecordRows:
         return self.records.column(name)
 
 
-Read = Callable[[RecordRows], Any]
+Read = Callable[[RecordRows], RowTable]
+"""Makes another table of the rows of files."""
 
 
 def hub_steps(repo: str) -> str:
@@ -95,7 +97,7 @@ def _hub_folders(root: Path, repo: str) -> list[Path]:
     return [*sorted(cached.glob("*")), root / "hub" / repo]
 
 
-def _parquet(files: Sequence[Path], read: Read | None) -> Any:
+def _parquet(files: Sequence[Path], read: Read | None) -> RowTable:
     rows = RecordRows(ParquetRecords(list(files)))
     return rows if read is None else read(rows)
 
@@ -106,7 +108,7 @@ def saved_table(folder: Path, split: str, *, read: Read | None = None) -> LazyTa
     return LazyTable(partial(_arrow, folder / split, read))
 
 
-def _arrow(folder: Path, read: Read | None) -> Any:
+def _arrow(folder: Path, read: Read | None) -> RowTable:
     rows = RecordRows(ArrowRecords(folder))
     return rows if read is None else read(rows)
 

@@ -18,7 +18,14 @@ from typing import Any
 
 from molmo_training.data.formatting.row import Row
 from molmo_training.data.rows import RowTable
-from molmo_training.datasets.files import RecordRows, listed, need, pictures_folder, saved_table
+from molmo_training.datasets.files import (
+    Read,
+    RecordRows,
+    listed,
+    need,
+    pictures_folder,
+    saved_table,
+)
 from molmo_training.datasets.registry import dataset
 from molmo_training.datasets.tables import ChosenRows, MappedRows, RepeatedRows
 
@@ -36,10 +43,6 @@ def _steps(repo: str, folder: str) -> str:
     )
 
 
-def _table(root: Path, split: str, folder: str, **how: Any) -> RowTable:
-    return saved_table(pictures_folder(root) / "pixmo_datasets" / folder, split, **how)
-
-
 def pixmo_image(root: Path, path: str) -> Path:
     """A picture by its own name, wherever the folder was when the table was written."""
     folder = os.environ.get("PIXMO_IMAGE_DIR")
@@ -54,7 +57,7 @@ def _register(
     open_rows: Callable[[Path, RowTable], RowTable],
     *groups: str,
     splits: tuple[str, ...] = ("train", "validation"),
-    read: Callable[[RecordRows], RowTable] | None = None,
+    read: Read | None = None,
 ) -> None:
     @dataset(
         name=name,
@@ -65,7 +68,8 @@ def _register(
         manual=_steps(repo, folder),
     )
     def _(root: Path, split: str) -> RowTable:
-        table = _table(root, split, folder, read=read)
+        place = pictures_folder(root) / "pixmo_datasets" / folder
+        table = saved_table(place, split, read=read)
         need(pixmo_image(root, "x").parent)
         return open_rows(root, table)
 
@@ -102,9 +106,9 @@ def _question(root: Path, row: Row) -> Row:
 
 
 def _conversation(root: Path, row: Row) -> Row:
-    """The text `[USER] … [ASSISTANT] …` of several turns as messages."""
-    turns = [piece.split("[ASSISTANT]") for piece in row["question"].split("[USER]")[1:]]
-    messages = [text.strip() for turn in turns for text in turn if text.strip()]
+    """The text `[USER] … [ASSISTANT] …` of several turns, or one question, as messages."""
+    pieces = row["question"].replace("[ASSISTANT]", "[USER]").split("[USER]")
+    messages = [piece.strip() for piece in pieces if piece.strip()]
     return {
         "image": pixmo_image(root, row["image"]),
         "style": "user_qa",

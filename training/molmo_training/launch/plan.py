@@ -190,7 +190,14 @@ def open_start(config: TrainConfig) -> Start:
         images = replace(images, max_crops=data.max_crops)
     if data.media.max_frames is not None:
         videos = replace(videos, max_frames=data.media.max_frames)
-    return Start(opened=opened, config=settings, images=images, videos=videos, tokenizer=tokenizer)
+    return Start(
+        opened=opened,
+        config=settings,
+        images=images,
+        videos=videos,
+        tokenizer=tokenizer,
+        is_tied=opened is not None and opened.has_tied_head(),
+    )
 
 
 def choose_trained(

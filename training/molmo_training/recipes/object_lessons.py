@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from molmo_hf.modeling_molmo2 import Molmo2Attention, Molmo2ForConditionalGeneration
 from molmo_training.data.example import Batch
 from molmo_training.forward import Decoded
-from molmo_training.trainer import Lesson
+from molmo_training.trainer import Lesson, Lessons
 
 
 class ObjectProbe(nn.Module):
@@ -141,7 +141,7 @@ _HIDDEN = -1e9
 """Not −inf, whose gradient is no number where a query has nothing to look at."""
 
 
-class ObjectLessons(nn.Module):
+class ObjectLessons(Lessons):
     """What a model from nothing is taught beside tokens: probes, and the guide at first."""
 
     def __init__(

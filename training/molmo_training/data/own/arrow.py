@@ -56,7 +56,8 @@ class ParquetRecords:
 
     def column(self, name: str) -> Any:
         """One field of all rows, as Arrow has it; of the files no other is read."""
-        parts = [_pyarrow("parquet").read_table(path, columns=[name]) for path in self.paths]
+        read = _pyarrow("parquet").read_table
+        parts = [read(path, columns=[name], use_threads=False) for path in self.paths]
         return _pyarrow("").concat_tables(parts).column(0)
 
     def _group_of(self, index: int) -> int:

@@ -18,9 +18,9 @@ from cyclopts.validators import Number
 from molmo_core.errors import DataError
 from molmo_training.data.own.check import check_tables, mixture_of
 from molmo_training.data.own.model_view import ModelView, open_model_view
+from molmo_training.data.own.of_run import viewer_of_files, viewer_of_recipe
 from molmo_training.data.own.page.page import render_page
 from molmo_training.data.own.table import OwnTable, open_tables
-from molmo_training.data.own.view import Viewer
 from molmo_training.data.packing import Budgets
 from molmo_training.datasets.commands import list_command
 from molmo_training.recipes.finetune import finetune
@@ -92,10 +92,11 @@ def check_command(
 
 @app.command(name="view")
 def view_command(
-    files: Files,
-    /,
-    *,
+    *files: Annotated[Path, Parameter(help="As for check; none with --recipe")],
     out: Annotated[Path, Parameter(help="The page, one HTML file")],
+    recipe: Annotated[
+        str | None, Parameter(help="The mixture of `molmo train RECIPE`, with its settings")
+    ] = None,
     n: Annotated[
         int | None, Parameter(help="Examples, else 20; packs, else 3", validator=Number(gte=1))
     ] = None,
@@ -110,19 +111,21 @@ def view_command(
     tokens: Tokens = _SETTINGS.budgets.n_tokens,
     crops: Crops = _SETTINGS.budgets.n_crops,
     rates: Rates = None,
-    seed: Annotated[int, Parameter(help="Of everything that is drawn")] = 0,
+    seed: Annotated[int | None, Parameter(help="Of all that is drawn; else the run's")] = None,
     allow_absolute: AllowAbsolute = False,
 ) -> None:
-    """Write examples or packs of FILES as a page: media, tokens, loss weights, who sees whom."""
+    """Write examples or packs as a page: media, tokens, loss weights, who sees whom."""
     if packed and (in_order or start):
         raise DataError("packs are drawn as in training: leave out --in-order and --start")
-    tables = open_tables(files, allow_absolute=allow_absolute)
-    viewer = Viewer(
-        tables={table.name: table for table in tables},
-        view=_view(checkpoint, tokens, crops),
-        mixture=mixture_of(tables, checked_rates(rates, tables)),
-        seed=seed,
-    )
+    if bool(files) == (recipe is not None):
+        raise DataError("a page is of files or of a recipe: give FILES, or --recipe NAME")
+    if recipe is not None:
+        viewer = viewer_of_recipe(recipe, checkpoint, seed)
+    else:
+        tables = open_tables(list(files), allow_absolute=allow_absolute)
+        mixture = mixture_of(tables, checked_rates(rates, tables))
+        view = _view(checkpoint, tokens, crops)
+        viewer = viewer_of_files(tables, view, _SETTINGS, mixture, seed)
     if packed:
         page = viewer.packs(n or 3)
     else:

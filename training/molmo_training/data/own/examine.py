@@ -96,8 +96,7 @@ class Examiner:
         try:
             row = self.table.row(index)
         except InvalidExample as error:
-            where = self.table.where(index, error.param)
-            message = error.message.removeprefix(f"{where}: ")
+            where, message = self._placed(index, error)
             return RowFacts(index=index, findings=(Finding("row", where, message),))
         facts = RowFacts(index=index, digest=digest_of(row), style=_style_of(row))
         findings = [self._found(index, "style", text, "style") for text in odd_styles(row)]
@@ -106,11 +105,15 @@ class Examiner:
         findings += [self._found(index, kind, text) for kind, text in media.faults]
         if media.faults:
             return replace(facts, findings=tuple(findings))
-        places = examine_places(media.row, media.pictures)
+        try:
+            places = examine_places(media.row, media.pictures)
+        except InvalidMedia as error:  # the size of a frame may need the frame
+            findings.append(self._found(index, "media corrupt", error.message))
+            return replace(facts, findings=tuple(findings))
         if places.fault:
             findings.append(self._found(index, "points", places.fault, places.field))
         facts = replace(facts, spread=places.spread)
-        if not any(not finding.is_doubtful for finding in findings):
+        if all(finding.is_doubtful for finding in findings):
             facts, more = self._measured(facts, media.row)
             findings += more
         return replace(facts, findings=tuple(findings))
@@ -141,6 +144,14 @@ class Examiner:
             except InvalidMedia as error:
                 findings.append(self._found(index, "media corrupt", error.message))
         return facts, findings
+
+    def _placed(self, index: int, error: InvalidExample) -> tuple[str, str]:
+        """Where an error of the table is, with its column, and what it says beside that."""
+        row = self.table.where(index)
+        if not error.message.startswith(row):
+            return self.table.where(index, error.param), error.message
+        column, _, message = error.message[len(row) :].partition(": ")
+        return row + column, message
 
     def _found(
         self, index: int, kind: FindingKind, message: str, field: str | None = None

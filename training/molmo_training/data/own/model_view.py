@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_training.checkpoints.opened import open_checkpoint
 from molmo_training.data.formatting import Formatter
 from molmo_training.data.packing import Budgets
@@ -45,7 +46,7 @@ class ModelView:
 
 def open_model_view(settings: DataConfig, checkpoint: Path | None = None) -> ModelView:
     """As the checkpoint sees; without one as the packaged molmo2-tiny. Raises CheckpointError."""
-    opened = open_checkpoint(checkpoint or _packaged())
+    opened = open_checkpoint(checkpoint or packaged_checkpoint())
     tokenizer, budgets = opened.tokenizer(), settings.budgets
     images, videos = opened.images, opened.videos
     if settings.max_crops is not None:
@@ -59,7 +60,6 @@ def open_model_view(settings: DataConfig, checkpoint: Path | None = None) -> Mod
         subtitles_within_s=settings.subtitles_within_s,
     )
     max_frames = settings.media.max_frames or min(videos.max_frames, budgets.n_crops)
-    is_bidirectional = opened.config.bidirectional == "all"
     return ModelView(
         name=opened.folder.name,
         tokenizer=tokenizer,
@@ -67,9 +67,14 @@ def open_model_view(settings: DataConfig, checkpoint: Path | None = None) -> Mod
         formatter=Formatter(settings=settings.format),
         media=replace(settings.media, max_frames=max_frames),
         budgets=budgets,
-        visual_ids=frozenset(opened.config.visual_token_ids if is_bidirectional else ()),
+        visual_ids=visual_ids_of(opened.config),
     )
 
 
-def _packaged() -> Path:
+def visual_ids_of(config: Molmo2Config) -> frozenset[int]:
+    """See `ModelView.visual_ids`."""
+    return frozenset(config.visual_token_ids if config.bidirectional == "all" else ())
+
+
+def packaged_checkpoint() -> Path:
     return Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))

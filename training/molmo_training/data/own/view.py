@@ -1,4 +1,4 @@
-"""Examples and packs of files as a page: drawn as a run draws them, or in the order of a file.
+"""Examples and packs as a page: drawn as a run draws them, or in the order of their files.
 
 Knows: mixtures, lanes, which row an example came from. Does not know: pages' form, options.
 """
@@ -6,18 +6,19 @@ Knows: mixtures, lanes, which row an example came from. Does not know: pages' fo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from molmo_core.errors import DataError, MolmoError
 from molmo_training.data.example import Example, Tokenized
 from molmo_training.data.lanes import Lane, LaneState, Plan, SizedRow, StreamConfig
-from molmo_training.data.mixture import Draw, DrawSequence, Group, Share, effective_shares
+from molmo_training.data.mixture import Draw, DrawSequence, Share, effective_shares
 from molmo_training.data.own.model_view import ModelView
 from molmo_training.data.own.page.page import Card, PackCard, Page, Showing, source_text
-from molmo_training.data.own.page.tokens import Speller
+from molmo_training.data.own.page.tokens import Speller, counted
 from molmo_training.data.own.schema import questions_of
 from molmo_training.data.own.table import OwnTable
 from molmo_training.data.packing import Size
@@ -26,22 +27,22 @@ from molmo_training.data.rows import FormattedRows, PendingRow
 
 @dataclass(frozen=True, kw_only=True)
 class Viewer:
-    """Pages of some tables as a model sees them."""
+    """Pages of a run's examples, as its model sees them."""
 
-    tables: Mapping[str, OwnTable]
+    sources: Mapping[str, FormattedRows]
     view: ModelView
-    mixture: Group
-    seed: int = 0
+    stream: StreamConfig
+    """Of the run: what is drawn when, and packed with what."""
 
     def examples(self, n: int, *, start: int = 0, in_order: bool = False) -> Page:
         """`n` examples from number `start` on: of the run, or of the tables one after another.
 
         Raises DataError when there is none.
         """
-        sequence, showing = DrawSequence(self._shares(), self._sizes(), self.seed), self._showing()
+        sequence, showing = self._sequence(), self._showing()
         draws = [sequence(number) for number in range(start, start + n)]
         if in_order:
-            rows = (Draw(name, k, 0) for name, t in self.tables.items() for k in range(len(t)))
+            rows = (Draw(name, k, 0) for name, t in self.sources.items() for k in range(len(t)))
             draws = list(islice(rows, start, start + n))
         if not draws:
             n_rows = sum(self._sizes().values())
@@ -50,30 +51,26 @@ class Viewer:
         for number, draw in enumerate(draws):
             anchor = f"e{number + 1}"
             try:
-                rows_of = self.view.rows(self.tables[draw.dataset])
-                example = rows_of.example(draw.index, sequence.generator(draw))
+                example = self.sources[draw.dataset].example(draw.index, sequence.generator(draw))
                 row = self.view.tokenizing(example)
                 cards.append(self._card(showing, draw.dataset, draw.index, example, row, anchor))
             except MolmoError as error:
                 cards.append(self._left_out(draw, error, anchor))
-        return self._page(f"{len(cards)} examples", cards=tuple(cards))
+        return self._page(counted(len(cards), "example"), cards=tuple(cards))
 
     def packs(self, n: int) -> Page:
-        """The first `n` packs of a run with one lane. Raises DataError when none can be made."""
+        """The first `n` packs of the run, a lane after the other.
+
+        Raises DataError when none can be made.
+        """
         made: dict[int, _Made] = {}
-        sources = {
-            name: _Noting(name, self.view.rows(table), made) for name, table in self.tables.items()
-        }
-        config = StreamConfig(
-            mixture=self.mixture,
-            budgets=self.view.budgets,
-            n_lanes=1,
-            seed=self.seed,
-            n_bad_allowed=sum(self._sizes().values()),
-        )
-        lane, showing = Lane(Plan(config, sources), 0, LaneState()), self._showing()
+        sources = {name: _Noting(name, rows, made) for name, rows in self.sources.items()}
+        stream = replace(self.stream, n_bad_allowed=sum(self._sizes().values()))
+        plan, showing = Plan(stream, sources), self._showing()
+        lanes = [Lane(plan, k, LaneState()) for k in range(min(n, stream.n_lanes))]
         packs: list[PackCard] = []
         for number in range(n):
+            lane = lanes[number % len(lanes)]
             rows = lane.next_pack()
             cards = []
             for k, row in enumerate(rows):
@@ -84,7 +81,7 @@ class Viewer:
             packs.append(showing.pack(cards, rows, lane.bad))
             lane.bad.clear()
             made.clear()
-        return self._page(f"{len(packs)} packs", packs=tuple(packs))
+        return self._page(counted(len(packs), "pack"), packs=tuple(packs))
 
     def _card(
         self,
@@ -97,36 +94,45 @@ class Viewer:
         *,
         has_mask: bool = True,
     ) -> Card:
-        table = self.tables[name]
-        styles = (str(question["style"]) for _, question in questions_of(table.row(index)))
+        questions = questions_of(self.sources[name].table.row(index))
+        styles = [question.get("style") for _, question in questions]
         return showing.card(
-            where=table.where(index),
-            source=table.records.record(index),
+            where=self._where(name, index),
+            source=self._record(name, index),
             anchor=anchor,
-            styles=tuple(dict.fromkeys(styles)),
+            styles=tuple(dict.fromkeys(str(style) for style in styles if style)),
             example=example,
             row=row,
             has_mask=has_mask,
         )
 
     def _left_out(self, draw: Draw, error: MolmoError, anchor: str) -> Card:
-        table = self.tables[draw.dataset]
         try:
-            source = source_text(table.records.record(draw.index))
+            source = source_text(self._record(draw.dataset, draw.index))
         except MolmoError:
             source = "it cannot be read"
-        where = table.where(draw.index)
+        where = self._where(draw.dataset, draw.index)
         return Card(anchor=anchor, where=where, source=source, fault=error.message)
+
+    def _where(self, name: str, index: int) -> str:
+        table = self.sources[name].table
+        return table.where(index) if isinstance(table, OwnTable) else f"{name}[{index}]"
+
+    def _record(self, name: str, index: int) -> Any:
+        """What the file says; of other tables the row that they make of it."""
+        table = self.sources[name].table
+        return table.records.record(index) if isinstance(table, OwnTable) else table.row(index)
 
     def _page(
         self, title: str, *, cards: tuple[Card, ...] = (), packs: tuple[PackCard, ...] = ()
     ) -> Page:
         sizes = self._sizes()
-        shares = tuple((s.dataset, sizes[s.dataset], s.share) for s in self._shares())
+        names = list(sizes)
+        more = f" and {len(names) - 3} more" if len(names) > 4 else ""
         return Page(
-            title=f"{title} of {', '.join(self.tables)}",
+            title=f"{title} of {', '.join(names[:3] if more else names)}{more}",
             model=self.view.name,
-            shares=shares,
+            shares=tuple((s.dataset, sizes[s.dataset], s.share) for s in self._shares()),
             n_tokens=self.view.budgets.n_tokens,
             n_crops=self.view.budgets.n_crops,
             cards=cards,
@@ -136,11 +142,14 @@ class Viewer:
     def _showing(self) -> Showing:
         return Showing(view=self.view, speller=Speller(self.view.tokenizer))
 
+    def _sequence(self) -> DrawSequence:
+        return DrawSequence(self._shares(), self._sizes(), self.stream.seed)
+
     def _sizes(self) -> dict[str, int]:
-        return {name: len(table) for name, table in self.tables.items()}
+        return {name: len(rows) for name, rows in self.sources.items()}
 
     def _shares(self) -> tuple[Share, ...]:
-        return effective_shares(self.mixture, self._sizes())
+        return effective_shares(self.stream.mixture, self._sizes())
 
 
 _Made = tuple[str, int, Example, Tokenized]

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from molmo_core.prompts import Turn
 from molmo_training.data.example import Example, Tokenized
@@ -134,7 +135,9 @@ def source_text(record: Any) -> str:
 
 
 def _plain(value: object) -> str:
-    return f"{len(value):,} bytes" if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    return f"pixels {value.shape}" if isinstance(value, np.ndarray) else str(value)
 
 
 def render_page(page: Page) -> str:

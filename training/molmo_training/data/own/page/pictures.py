@@ -19,6 +19,7 @@ from PIL import Image
 from molmo_core.images import ImageGeometry, tiling_of
 from molmo_core.points import Grounding, parse_grounding
 from molmo_training.data.example import Example, Picture, Tokenized
+from molmo_training.data.own.page.tokens import counted
 from molmo_training.data.tokenize import Tokenizing
 
 LONGEST_IMAGE_PX, LONGEST_OF_SEVERAL_PX, LONGEST_FRAME_PX, LONGEST_CROP_PX = 560, 340, 240, 160
@@ -107,7 +108,7 @@ def _show_video(
         for k in chosen
     )
     n_frames, n_shown = len(pixels), len(chosen)
-    note = f"{n_frames} frames" + (f", {n_shown} of them shown" if n_shown < n_frames else "")
+    note = counted(n_frames, "frame") + (f", {n_shown} of them shown" if n_shown < n_frames else "")
     return ShownMedia(pictures=pictures, legends=legends, note=note)
 
 
@@ -119,12 +120,11 @@ def _show_image(
     is_one_of_several = len(example.images) > 1
     longest_px = LONGEST_OF_SEVERAL_PX if is_one_of_several else LONGEST_IMAGE_PX
     name = f"image {k + 1}: " if is_one_of_several else ""
-    n_tiles = f"{len(tiles)} tile{'s' if len(tiles) > 1 else ''}"
     return ShownPicture(
         url=jpeg_url(np.asarray(image), longest_px),
         width_px=width_px,
         height_px=height_px,
-        caption=f"{name}{width_px} × {height_px} px, {n_tiles}",
+        caption=f"{name}{width_px} × {height_px} px, {counted(len(tiles), 'tile')}",
         shown_px=_shown_px(width_px, height_px, longest_px),
         marks=_ringed(list(_marks_in(k, groundings))),
         tiles=tiles,
@@ -177,9 +177,9 @@ def _groundings(example: Example) -> Iterator[tuple[int, Grounding]]:
 def _legends(groundings: Groundings) -> Iterator[Legend]:
     for number, found in groundings:
         labels = [point.label for point in found.points] + [track.label for track in found.tracks]
-        what = "tracks" if found.tracks else "points"
+        what = "track" if found.tracks else "point"
         for label, n_places in Counter(labels).items():
-            yield Legend(colour=number, text=f"{label or 'no label'} ({n_places} {what})")
+            yield Legend(colour=number, text=f"{label or 'no label'} ({counted(n_places, what)})")
 
 
 def _marks_in(image: int, groundings: Groundings) -> Iterator[Mark]:

@@ -104,6 +104,10 @@ def shown_text(text: str) -> str:
     )
 
 
+def counted(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 def sections_of(row: Tokenized, speller: Speller) -> tuple[Section, ...]:
     """The example part by part: what its branches share, then each of them."""
     largest = float(row.weights.max(initial=0.0)) or 1.0
