@@ -15,6 +15,7 @@ from PIL import Image
 
 from molmo_core.clips import sample_clip, write_clip
 from molmo_core.errors import InvalidExample, InvalidMedia
+from molmo_hf.image_processing_molmo2 import rgb_pixels
 from molmo_training.data.formatting import SFT, Formatter
 from molmo_training.data.media import PictureFile, VideoFile, open_picture
 from molmo_training.data.packing import Size
@@ -95,8 +96,11 @@ def test_a_picture_knows_how_it_is_displayed_from_its_header() -> None:
         np.asarray(PictureFile(data[: len(data) // 2]))
 
 
-def test_what_is_transparent_is_white() -> None:
-    assert np.asarray(PictureFile(encoded("RGBA"))).min() == 255
+def test_transparency_is_dropped_as_a_server_drops_it() -> None:
+    data = encoded("RGBA")
+    pixels = np.asarray(PictureFile(data))
+    assert np.array_equal(pixels, rgb_pixels(data))
+    assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(data)))[..., :3])
 
 
 def test_pictures_of_every_form_are_the_same(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from molmo_training.data.example import Batch
 from molmo_training.forward import Decoded
 from molmo_training.loss import LossConfig, token_loss
 from molmo_training.optim import OptimConfig, Optimizer
+from molmo_training.parallel.sharding import split_again
 
 logger = logging.getLogger(__name__)
 
@@ -265,6 +266,7 @@ class Trainer:
             with torch.no_grad():
                 for batch in held_out.batches():
                     sums += torch.stack(self._losses(self._moved(batch))[0])
+            split_again(self.model)
             ce, _, right, weight = ranks.sum_over_ranks(sums.double()).tolist()
             found = {"loss": ce / max(weight, 1e-9), "accuracy": right / max(weight, 1e-9)}
             figures |= {f"{held_out.name}/{name}": value for name, value in found.items()}

@@ -20,7 +20,7 @@ from molmo_training.data.scenes import image_example, multi_image_example, video
 from molmo_training.data.tokenize import Tokenizing
 from molmo_training.forward import AttentionKind, Forward
 from molmo_training.loss import LossConfig, token_loss
-from molmo_training.parallel import ParallelConfig, make_mesh, shard_model
+from molmo_training.parallel import ParallelConfig, make_mesh, shard_model, split_again
 from molmo_training.recipes.tiny import CROP_PX, IMAGES, VIDEOS
 from molmo_training.vocabulary import load_vocabulary
 from tests.support.small_model import small_model
@@ -34,7 +34,8 @@ class Way:
     attention: AttentionKind = "blocks"
     bidirectional: str = "all"
     with_adamw: bool = False
-    """Give weights after a step of AdamW in the place of gradients."""
+    """Give weights after a step of AdamW in the place of gradients; a batch is looked at without
+    gradients before and after, as in validation."""
     is_tied: bool = False
     computes_again: bool = False
     """Blocks in the backward pass, as trainers do."""
@@ -81,6 +82,8 @@ def divided_step(way: Way) -> Step:
     mesh = make_mesh(way.parallel)
     model = small_model(crop_px=CROP_PX, bidirectional=way.bidirectional, is_tied=way.is_tied)
     shard_model(model, mesh)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, eps=1e-3, weight_decay=0.1)
     prepare_blocks(model, ComputeConfig(activation_checkpointing=way.computes_again))
     forward = Forward(model, attention=way.attention, mesh=mesh)
     read = batches()
@@ -99,15 +102,23 @@ def divided_step(way: Way) -> Step:
         loss = sums.total / weight
         torch.autograd.backward(loss)
         total += loss.detach()
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    if way.with_adamw:
+        look(forward, read[0])
     ranks.sum_gradients(parameters)
     ranks.sum_over_ranks(total)
     if not way.with_adamw:
         values = {name: p.grad for name, p in model.named_parameters()}
     else:
-        torch.optim.AdamW(parameters, lr=1e-3, eps=1e-3, weight_decay=0.1).step()
-        values = dict(model.named_parameters())
+        optimizer.step()
+        look(forward, read[0])
+        split_again(model)
+        values = {name: p for name, p in model.named_parameters() if p in optimizer.state}
     return Step(loss=float(total), values={name: _whole(v) for name, v in values.items()})
+
+
+@torch.no_grad()
+def look(forward: Forward, batch: Batch) -> None:
+    forward(batch)
 
 
 def _whole(value: Any) -> Tensor:

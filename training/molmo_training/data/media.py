@@ -1,7 +1,7 @@
 """Pictures and videos of rows, opened when their pixels are needed.
 
 A picture knows its shape from its header, a video its size and frame times from its packets.
-Knows: files, EXIF orientation, transparency. Does not know: rows, crops, which frames are sampled.
+Knows: files, EXIF orientation. Does not know: rows, crops, which frames are sampled.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any, BinaryIO, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from molmo_core.errors import InvalidMedia
 from molmo_core.videos import VideoInfo, probe_video
+from molmo_hf.image_processing_molmo2 import rgb_pixels
 from molmo_hf.video_io import decode_frames
 from molmo_training.data.example import Picture
 
@@ -42,7 +43,7 @@ _UNREADABLE = (
 
 
 class PictureFile:
-    """A picture in a file, in bytes or opened by Pillow: upright, on white where transparent."""
+    """A picture in a file, in bytes or opened by Pillow; its pixels are those a server sees."""
 
     def __init__(self, source: Source | Image.Image) -> None:
         self.source = source
@@ -61,8 +62,9 @@ class PictureFile:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[np.uint8]:
         try:
             with _opened(self.source) as picture:
-                return np.asarray(_on_white(ImageOps.exif_transpose(picture)))
-        except _UNREADABLE as error:
+                pixels: NDArray[np.uint8] = rgb_pixels(picture)
+                return pixels
+        except (*_UNREADABLE, InvalidMedia) as error:
             raise unreadable(self.source, "picture", error) from error
 
 
@@ -95,14 +97,6 @@ def _opened(source: Source | Image.Image) -> Iterator[Image.Image]:
         return
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
         yield picture
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    layer = picture.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
 
 
 def unreadable(source: object, what: str, error: Exception) -> InvalidMedia:

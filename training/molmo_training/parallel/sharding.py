@@ -23,7 +23,7 @@ def shard_model(model: Molmo2ForConditionalGeneration, mesh: Mesh) -> None:
 
     Each layer of decoder and tower, pooling, projector and embedding are gathered when they run.
     The final norm and the head stay whole from the forward pass to the backward pass, for losses
-    that read the head in pieces.
+    that read the head in pieces; without a backward pass `split_again` ends that.
 
     Do this before the optimizer is made and after the weights are loaded; `Forward` is what runs a
     sharded model.
@@ -51,6 +51,16 @@ def as_root(module: nn.Module, mesh: Mesh) -> None:
     """Make `module` what the sharded parts inside it are run through."""
     fully_shard(module, mesh=mesh.weights_mesh)
     _sum_gradients_of(module)
+
+
+def split_again(model: Molmo2ForConditionalGeneration) -> None:
+    """Split what a forward pass without a backward pass has left whole, the head.
+
+    Until then the model's parameters are not those that the optimizer holds, and cannot be saved
+    with its state.
+    """
+    if isinstance(model.lm_head, FSDPModule):
+        model.lm_head.reshard()
 
 
 def _units(model: Molmo2ForConditionalGeneration) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -110,7 +110,9 @@ _OBJECTS: dict[str, Fields] = {
         "occluded": _of(FLAG),
     },
 }
-"""What the objects in a list may hold; other items of a list are left to the formatter."""
+"""What the objects in a list may hold."""
+_ALSO_OTHER = frozenset({"place", "message"})
+"""[x, y] and a text alone."""
 
 KNOWN_STYLES = frozenset(
     {
@@ -208,14 +210,20 @@ def _checked(record: Mapping[Any, Any], fields: Fields, inside: str = "") -> dic
                 param=name,
             )
         if field.items:
-            value = [
-                _checked(item, _OBJECTS[field.items], f" in {name}[{k}]{inside}")
-                if isinstance(item, Mapping)
-                else item
-                for k, item in enumerate(value)
-            ]
+            value = [_item(one, field.items, f"{name}[{k}]{inside}") for k, one in enumerate(value)]
         row[name] = value
     return row
+
+
+def _item(value: Any, kind: str, name: str) -> Any:
+    """An item of a list; an object is checked, a place or text is left to the formatter."""
+    if isinstance(value, Mapping):
+        return _checked(value, _OBJECTS[kind], f" in {name}")
+    if kind not in _ALSO_OTHER:
+        raise InvalidExample(
+            f"{name} is {_shown(value)}; give an object", param=name.partition("[")[0]
+        )
+    return value
 
 
 def _is_of(value: object, kind: str) -> bool:
@@ -234,9 +242,9 @@ def _transposed(value: Any) -> Any:
     return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
-def _listed_by_image(question: Any, row: Row) -> Any:
+def _listed_by_image(question: Row, row: Row) -> Row:
     """Points of one label in several images as the formatter has them, by label."""
-    if not (isinstance(question, Mapping) and "images" in row and "points" in question):
+    if "images" not in row or "points" not in question:
         return question
     label, points, n_images = question.get("label"), question["points"], len(row["images"])
     if label is None:
@@ -250,12 +258,8 @@ def _listed_by_image(question: Any, row: Row) -> Any:
     return {**rest, "points_by_label": {label: [list(p or ()) for p in points]}}
 
 
-def _with_style(question: Any, row: Row) -> Row:
+def _with_style(question: Row, row: Row) -> Row:
     """The question with its style; those inside a conversation likewise."""
-    if not isinstance(question, Mapping):
-        raise InvalidExample(
-            f"a question of message_list is {_shown(question)}; give objects", param="message_list"
-        )
     found = dict(question)
     if "multi_turn_messages" in found:
         outer = {**row, "style": found.get("style") or row.get("style")}
