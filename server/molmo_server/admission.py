@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from molmo_core.errors import Busy, DeadlineExceeded
 
@@ -191,22 +191,25 @@ class WhileConnected(Response):
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        working = asyncio.current_task()
+        assert working is not None, "an application answers in tasks"
+        has_left = False
+
+        def leave(_: asyncio.Future[None]) -> None:
+            nonlocal has_left
+            has_left = True
+            working.cancel()
+
         leaving = asyncio.ensure_future(_disconnect(receive))
-
-        async def send_if_there(message: Message) -> None:
-            if leaving.done():  # what had been waiting to be sent is not worth another look
-                raise asyncio.CancelledError
-            await send(message)
-
-        working = asyncio.ensure_future(self._work(scope, send_if_there))
+        leaving.add_done_callback(leave)
         try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done() and not working.cancelled():
-                working.result()
+            await self._work(scope, send)
+        except asyncio.CancelledError:
+            if not has_left or working.uncancel() > 0:  # somebody else wants it to end
+                raise
         finally:
-            for task in (working, leaving):
-                task.cancel()
-            await asyncio.gather(working, leaving, return_exceptions=True)
+            leaving.remove_done_callback(leave)
+            leaving.cancel()
 
 
 async def _disconnect(receive: Receive) -> None:

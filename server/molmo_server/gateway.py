@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -89,13 +89,11 @@ class Gateway:
             known.append(trial.engine.checkpoint_id)
         return known
 
-    @asynccontextmanager
-    async def open(
+    def open(
         self, question: Question, *, request_id: str, whole: bool
-    ) -> AsyncIterator[tuple[Asked, EngineReply]]:
+    ) -> AbstractAsyncContextManager[tuple[Asked, EngineReply]]:
         """Admit, check and ask; the engine's first bytes have arrived when the block begins."""
-        async with self.serving(question.model)._open(question, request_id, whole) as opened:
-            yield opened
+        return self.serving(question.model)._open(question, request_id, whole)
 
     @asynccontextmanager
     async def _open(
@@ -138,13 +136,11 @@ class Gateway:
             self._begin_answer(asked, reply, whole=whole)
             yield asked, reply
 
-    @asynccontextmanager
-    async def open_texts(
+    def open_texts(
         self, question: TextQuestion, *, request_id: str, whole: bool
-    ) -> AsyncIterator[tuple[AskedTexts, EngineReply]]:
+    ) -> AbstractAsyncContextManager[tuple[AskedTexts, EngineReply]]:
         """As `open`, for texts without a chat around them."""
-        async with self.serving(question.model)._open_texts(question, request_id, whole) as opened:
-            yield opened
+        return self.serving(question.model)._open_texts(question, request_id, whole)
 
     async def complete_texts(
         self, question: TextQuestion, *, request_id: str

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -147,7 +147,11 @@ async def _first_event_ms(session: aiohttp.ClientSession, way: _Way) -> float:
 
 
 def _cpu_s(way: _Way) -> float:
-    if way.process is None:
-        return 0.0
-    times = way.process.cpu_times()
-    return float(times.user + times.system)
+    """Of all threads, as the scheduler counts: in the hundredths of a second that `psutil` knows a
+    round has few."""
+    n_ns = 0
+    if way.process is not None:
+        for thread in Path(f"/proc/{way.process.pid}/task").iterdir():
+            with suppress(OSError):  # it has just ended
+                n_ns += int((thread / "schedstat").read_text().split()[0])
+    return n_ns / 1e9

@@ -65,9 +65,9 @@ class FaultyProxy:
                 await self._answer(back, writer)
         finally:
             asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
             forth.close()
             writer.close()
+            await asyncio.gather(asking, return_exceptions=True)  # perhaps cancelled here
 
     async def _answer(self, back: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         rng, n_passed = random.Random(0), 0

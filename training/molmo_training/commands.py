@@ -55,7 +55,9 @@ def train_command(
     *,
     set_: Annotated[
         tuple[str, ...],
-        Parameter(name="--set", help="A setting by its name, such as optim.llm.lr=2e-5"),
+        Parameter(
+            name="--set", negative=(), help="A setting by its name, such as optim.llm.lr=2e-5"
+        ),
     ] = (),
     run: Annotated[
         Path | None,
@@ -66,10 +68,10 @@ def train_command(
         Path | None, Parameter(help="Checkpoint of any form to start from; else model.start")
     ] = None,
     data: Annotated[
-        tuple[Path, ...], Parameter(help="Your own files, in the place of the mixture")
+        tuple[Path, ...], Parameter(negative=(), help="Your own files, in the place of the mixture")
     ] = (),
     held_out: Annotated[
-        tuple[Path, ...], Parameter(help="Your own files whose loss is only looked at")
+        tuple[Path, ...], Parameter(negative=(), help="Your own files whose loss is only looked at")
     ] = (),
     dry_run: Annotated[
         bool, Parameter(negative=(), help="Tell shares, tokens, parameters and memory; no weights")

@@ -63,6 +63,11 @@ class GroundingParser:
         self._chunks.append(text)
         return self._scanner.feed(text)
 
+    @property
+    def is_in_prose(self) -> bool:
+        """Between tags, or in a label: without a `<` no text completes anything here."""
+        return self._scanner.is_in_prose
+
     def close(self) -> Grounding:
         """Return everything, with labels. An observation that a cut text ends with appears here
         for the first time. Calling again returns the same."""

@@ -80,6 +80,11 @@ class TagScanner:
         self._offset += len(text)
         return completed
 
+    @property
+    def is_in_prose(self) -> bool:
+        """Only a `<` can change what the scanner is at."""
+        return self._step == self._in_text
+
     def finish(self) -> list[Point]:
         """Close what the end of the text leaves open; return observations completed by it."""
         end = self._offset

@@ -7,8 +7,8 @@ passed on of them (`relay`, the verbs).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import orjson
@@ -24,7 +24,12 @@ LAST = PREFIX + b"[DONE]"
 _NO_CHUNK = (orjson.JSONDecodeError, AttributeError, IndexError, KeyError, TypeError)
 """What reading something else than a chunk of a completion raises."""
 _NOT_PLAIN = re.compile(rb'["\\\n]')
+_NOT_PROSE = re.compile(rb'["\\\n<]')
 _TEXT = re.compile(rb'("delta":\{"content":")((?:[^"\\]|\\.)*)"\}')
+
+
+Observed = tuple[tuple[int, api.Observation], ...]
+"""Places that were completed, with the index of their choice."""
 
 
 def event(data: bytes) -> bytes:
@@ -41,8 +46,7 @@ class EngineEvent:
     """One event as it came, without what ends it."""
 
     raw: bytes
-    observed: list[tuple[int, api.Observation]] = field(default_factory=list)
-    """What it completes, with the index of the choice."""
+    observed: Observed = ()
     is_usage: bool = False
     """It tells what was used, and nothing else."""
 
@@ -71,12 +75,11 @@ class TextEvent:
         before, after = PREFIX + data[: found.end(1)], data[found.end(2) :] + END
         return cls(index=choice["index"], before=before, after=after)
 
-    def text_of(self, chunk: bytes) -> str | None:
-        """Of one event of the same making; None for anything else, and for texts with escapes."""
-        if not chunk.startswith(self.before) or not chunk.endswith(self.after):
-            return None
-        text = chunk[len(self.before) : -len(self.after)]
-        return None if _NOT_PLAIN.search(text) else text.decode()
+    def text_of(self, chunk: bytes) -> bytes | None:
+        """Of one event of the same making; None for anything else."""
+        if chunk.startswith(self.before) and chunk.endswith(self.after):
+            return chunk[len(self.before) : -len(self.after)]
+        return None
 
 
 class EngineEvents:
@@ -114,26 +117,39 @@ class EngineEvents:
         """As the engine told, which it does at its end."""
         return (self.usage or {}).get("prompt_tokens")
 
-    def feed(self, chunk: bytes) -> Iterable[EngineEvent]:
-        """Whole events; that of the end, and of a failure, is not among them."""
-        like = self._like
-        if not self._rest and like is not None and (text := like.text_of(chunk)) is not None:
-            found = EngineEvent(chunk[: -len(END)])
-            self._read(like.index, text, None, found)
-            return (found,)
-        return self._split(chunk)
+    def feed_text(self, chunk: bytes) -> Observed | None:
+        """What a chunk completes that is one event like the last one, with another text; None when
+        it is anything else, and was not fed."""
+        return None if self._rest else self._read_alike(chunk)
 
-    def _split(self, chunk: bytes) -> Iterator[EngineEvent]:
+    def _read_alike(self, chunk: bytes) -> Observed | None:
+        like = self._like
+        if like is None or (text := like.text_of(chunk)) is None:
+            return None
+        if text.isascii() and not _NOT_PROSE.search(text):
+            self._n_pieces += bool(text)
+            return self._completed(like.index, self.reader(like.index).feed_prose(text))
+        if _NOT_PLAIN.search(text):
+            return None
+        try:
+            return self._read(like.index, text.decode(), None)
+        except UnicodeDecodeError:  # nor is it JSON
+            return None
+
+    def feed(self, chunk: bytes) -> Iterator[EngineEvent]:
+        """Whole events; that of the end, and of a failure, is not among them."""
         *events, self._rest = (self._rest + chunk).split(END)
         for raw in events:
             found = EngineEvent(raw)
-            if raw.startswith(PREFIX):
+            if (observed := self._read_alike(raw + END)) is not None:
+                found.observed = observed
+            elif raw.startswith(PREFIX):
                 try:
                     self._look_at(raw[len(PREFIX) :], found)
                 except _NO_CHUNK:
                     self.end = "failed"
-            if self.end is not None:
-                return
+                if self.end is not None:
+                    return
             yield found
 
     def check_end(self) -> None:
@@ -144,9 +160,10 @@ class EngineEvents:
 
     def reader(self, index: int) -> AnswerReader:
         """Of one choice."""
-        if index not in self.readers:
-            self.readers[index] = self._new_reader()
-        return self.readers[index]
+        found = self.readers.get(index)
+        if found is None:
+            found = self.readers[index] = self._new_reader()
+        return found
 
     def _look_at(self, data: bytes, found: EngineEvent) -> None:
         if data.strip() == b"[DONE]":
@@ -169,12 +186,15 @@ class EngineEvents:
     def _look_at_choice(self, choice: dict[str, Any], found: EngineEvent) -> None:
         self.finish_reason = choice.get("finish_reason") or self.finish_reason
         tokens = (choice.get("logprobs") or {}).get("content")
-        self._read(choice["index"], choice["delta"].get("content") or "", tokens, found)
+        text = choice["delta"].get("content") or ""
+        found.observed += self._read(choice["index"], text, tokens)
 
-    def _read(
-        self, index: int, text: str, tokens: list[dict[str, Any]] | None, found: EngineEvent
-    ) -> None:
+    def _read(self, index: int, text: str, tokens: list[dict[str, Any]] | None) -> Observed:
         reader = self.reader(index)
-        if text or tokens:  # tokens may come before their text
-            found.observed += [(index, item) for item in reader.feed(text, tokens)]
+        if not text and not tokens:  # tokens may come before their text
+            return ()
         self._n_pieces += bool(text)
+        return self._completed(index, reader.feed(text, tokens))
+
+    def _completed(self, index: int, observed: list[api.Observation]) -> Observed:
+        return tuple((index, item) for item in observed) if observed else ()

@@ -46,11 +46,14 @@ class AnswerReader:
         self._confidences: dict[tuple[int, int], float] = {}
         self._kept: dict[Kind, set[object]] = {"point": set(), "track": set()}
         self._read_until = -1
+        self._unread: list[bytes] = []
+        """Prose that has come since."""
         self.late: list[api.Observation] = []
         """Those that only the end of the text completed; `close` finds them."""
 
     @property
     def text(self) -> str:
+        self._catch_up()
         return self._parser.text
 
     def feed(self, text: str, tokens: Tokens | None = None) -> list[api.Observation]:
@@ -59,10 +62,25 @@ class AnswerReader:
         if tokens:
             self._trail = self._trail or TokenTrail()
             self._trail.feed(tokens)
+        self._catch_up()
         completed = self._parser.feed(text)
         return self._observed(completed) if completed else []
 
+    def feed_prose(self, text: bytes) -> list[api.Observation]:
+        """As `feed`, for ASCII without a `<`: outside of tags it completes nothing, and is read
+        together with what follows."""
+        if self._unread or self._parser.is_in_prose:
+            self._unread.append(text)
+            return []
+        return self.feed(text.decode())
+
+    def _catch_up(self) -> None:
+        if self._unread:
+            prose, self._unread = b"".join(self._unread), []
+            self._parser.feed(prose.decode())
+
     def close(self) -> api.Grounding:
+        self._catch_up()
         read = self._parser.close()
         self.late = self._observed([p for p in read.observations if p.span[0] > self._read_until])
         if self._max_points is not None:

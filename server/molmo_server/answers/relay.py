@@ -39,6 +39,8 @@ class StreamRelay:
         visual_usage: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self._events = EngineEvents(new_reader)
+        self.has_ended = False
+        """The engine says no more; `check_end` tells whether all is well."""
         self._head = {
             "id": stream_id,
             "object": "chat.completion.chunk",
@@ -50,11 +52,6 @@ class StreamRelay:
         self._visual_usage = visual_usage
 
     @property
-    def has_ended(self) -> bool:
-        """The engine says no more; `check_end` tells whether all is well."""
-        return self._events.has_ended
-
-    @property
     def n_tokens(self) -> int:
         return self._events.n_tokens
 
@@ -63,6 +60,9 @@ class StreamRelay:
         return self._events.n_prompt_tokens
 
     def feed(self, chunk: bytes) -> bytes:
+        observed = self._events.feed_text(chunk)
+        if observed is not None:
+            return b"".join((chunk, *map(self._added, observed))) if observed else chunk
         # Only whole events are passed on: an error event may have to follow.
         passed: list[bytes] = []
         for one in self._events.feed(chunk):
@@ -72,6 +72,7 @@ class StreamRelay:
                 passed += (self._with_visual_usage(one.raw), END)
             if one.observed:
                 passed += map(self._added, one.observed)
+        self.has_ended = self._events.has_ended
         if self._events.end == "done":
             passed += (*self._grounding(), LAST, END)
         return b"".join(passed)

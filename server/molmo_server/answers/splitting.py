@@ -41,7 +41,10 @@ class EventSplitter:
             if data.strip() == b"[DONE]":
                 self._end = "done"
                 return
-            content = orjson.loads(data)
+            try:
+                content = orjson.loads(data)
+            except orjson.JSONDecodeError:
+                content = {"error": "no JSON"}
             if "error" in content:
                 self._end = "failed"
                 return

@@ -139,7 +139,7 @@ def feed_stock_model() -> None:
 
 
 def repair_sampling() -> None:
-    """Repair four things of vLLM that a request can meet. Safe to call again.
+    """Repair what a request can meet in vLLM. Safe to call again.
 
     Visual tokens have embeddings but no row in the output matrix; stock vLLM reads and counts
     out of bounds with them (prompt log-probabilities, repetition penalty) and the engine dies.
@@ -147,7 +147,8 @@ def repair_sampling() -> None:
     a sum over the prompt. In penalties it is not counted.
 
     On a CPU a drafted answer is sampled with temperature, top_k and top_p out of memory that was
-    never written: they are spread over the drafted tokens here. A prompt that is computed in
+    never written: they are spread over the drafted tokens here. In a step without a drafted token
+    `top_k` ends the engine: there is nothing to choose from then. A prompt that is computed in
     several steps, of a request with a seed, ends the engine: its random numbers are not touched
     before the prompt's end. And who gives a seed is not drafted for: how many random numbers a
     step takes then depends on the drafts, without them the answer is the same again.
@@ -158,6 +159,7 @@ def repair_sampling() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     rejection_sampler.expand_batch_to_tokens = _spread
+    _wrap(rejection_sampler, "apply_sampling_constraints", _constrain_some)
     _wrap(Sampler, "gather_logprobs", lambda original: staticmethod(_gather_within(original)))
     _wrap(utils, "get_token_bin_counts_and_mask", _count_within)
     _wrap(GPUModelRunner, "sample_tokens", _sample_behind_prompts)
@@ -205,6 +207,13 @@ def _spread(
     n_tokens = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
     replaced = torch.where(x == replace_from, torch.full_like(x, replace_to), x)
     return replaced.repeat_interleave(n_tokens, output_size=num_tokens)
+
+
+def _constrain_some(original: Callable[..., Any]) -> Callable[..., Any]:
+    def apply_sampling_constraints(logits: torch.Tensor, *state: Any) -> Any:
+        return original(logits, *state) if len(logits) else logits
+
+    return apply_sampling_constraints
 
 
 def _sample_behind_prompts(original: Callable[..., Any]) -> Callable[..., Any]:

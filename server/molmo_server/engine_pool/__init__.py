@@ -1,6 +1,7 @@
 """Engines as the gateway sees them: servers that speak vLLM's chat API over HTTP.
 
-exchange    one request to an engine: address, reply, what failures mean
+wire        HTTP to one engine: address, connections, answers as they come
+exchange    one request to an engine: reply, what failures mean
 remote      RemoteEngine: one engine at a Unix socket or URL; health and readiness
 supervisor  SupervisedEngine: the same, of which the process is ours: start, restart, kill, drain
 watchdog    the small parent process that ends an engine when the gateway is gone
@@ -15,11 +16,12 @@ fake        a scripted engine for tests
 What runs inside an engine process is the package `molmo_server.engine`.
 """
 
-from molmo_server.engine_pool.exchange import EngineAddress, EngineReply
+from molmo_server.engine_pool.exchange import EngineReply
 from molmo_server.engine_pool.pool import EnginePool
 from molmo_server.engine_pool.remote import EngineState, EngineTiming, RemoteEngine
 from molmo_server.engine_pool.supervisor import EngineProcess, RestartPolicy, SupervisedEngine
 from molmo_server.engine_pool.trial import Trial
+from molmo_server.engine_pool.wire import EngineAddress
 
 __all__ = [
     "EngineAddress",

@@ -1,6 +1,7 @@
-"""One request to an engine: where it goes, what comes back, and what each failure means.
+"""One request to an engine: what comes back, and what each failure means.
 
-Knows: HTTP to vLLM's server, its error bodies. Does not know: health, processes, callers.
+Knows: vLLM's endpoints, its error bodies. Does not know: sockets (`wire`), health, processes,
+callers.
 """
 
 from __future__ import annotations
@@ -8,21 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import aiohttp
 import orjson
 
 from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
+from molmo_server.engine_pool.wire import LOST, Answer
 
 logger = logging.getLogger(__name__)
 
-LOST = (aiohttp.ClientError, OSError, EOFError)
-"""What aiohttp raises when the other side is gone."""
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 WEIGHTS_PATH = "/molmo/weights"
@@ -30,23 +28,6 @@ WEIGHTS_PATH = "/molmo/weights"
 _MEMORY_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MAX_ERROR_CHARS = 600
 _LAST_BYTES_S = 0.2
-_IDLE_CONNECTION_S = 2.0  # the engine closes them after 5: never use one that is just closing
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineAddress:
-    """A Unix socket, or the base URL of a server."""
-
-    socket: Path | None = None
-    url: str = "http://engine"
-
-    def connector(self) -> aiohttp.BaseConnector:
-        # No limit here: how many requests run is decided at admission.
-        if self.socket is not None:
-            return aiohttp.UnixConnector(
-                path=str(self.socket), limit=0, keepalive_timeout=_IDLE_CONNECTION_S
-            )
-        return aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S)
 
 
 @dataclass(kw_only=True)
@@ -54,26 +35,33 @@ class EngineReply:
     """A 200 of which the first bytes have arrived."""
 
     first: bytes
-    content: aiohttp.StreamReader = field(repr=False)
-    on_bytes: Callable[[], None] = field(repr=False)
+    answer: Answer = field(repr=False)
     checkpoint_id: str = ""
     """Whose weights answer; requests in flight end on the weights they began with."""
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Bytes as they come; raises EngineUnavailable when the engine is lost on the way."""
-        yield self.first
+    async def more(self) -> bytes:
+        """What came after `first` and has not been read, as soon as there is something; b"" at the
+        end. Raises EngineUnavailable when the engine is lost on the way."""
         try:
-            while chunk := await self.content.readany():
-                self.on_bytes()
-                yield chunk
+            return await self.answer.more()
+        except LOST as error:
+            raise lost_on_the_way(error) from error
+
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        """Give `take` what comes after `first`, at once, until it returns False; whether there is
+        more. Raises EngineUnavailable as `more` does."""
+        try:
+            return await self.answer.pour(take)
         except LOST as error:
             raise lost_on_the_way(error) from error
 
     async def end(self) -> None:
         """Wait for the end of an answer that has told all: its connection can be used again."""
-        with suppress(TimeoutError, *LOST):
+        if self.answer.is_whole:
+            return
+        with suppress(TimeoutError, LOST):
             async with asyncio.timeout(_LAST_BYTES_S):
-                await self.content.read()
+                await self.answer.rest()
 
 
 def lost_on_the_way(error: BaseException) -> EngineUnavailable:

@@ -13,27 +13,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-import aiohttp
 import orjson
 
 from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
 from molmo_server.engine_pool.breaker import Breaker, Trust
 from molmo_server.engine_pool.exchange import (
     CHAT_PATH,
-    LOST,
     WEIGHTS_PATH,
-    EngineAddress,
     EngineReply,
     check_kind,
     failure,
     lost_on_the_way,
 )
+from molmo_server.engine_pool.wire import LOST, Answer, EngineAddress, EngineClient, LastBytes
 from molmo_server.telemetry.tracing import trace_headers
 
 logger = logging.getLogger(__name__)
@@ -102,8 +101,8 @@ class RemoteEngine:
         self._is_loading = self._is_leaving = False
         self._expected_id: str | None = None
         """Whose weights it must have, if it tells: None when that is not known."""
-        self._last_bytes_at = 0.0
-        self._session: aiohttp.ClientSession | None = None
+        self._last_bytes = LastBytes()
+        self._client: EngineClient | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Lock()
 
@@ -128,17 +127,12 @@ class RemoteEngine:
         """Begin looking after the engine; returns at once. Also after `stop`."""
         self._held = self._lost = ""
         self._is_leaving = False
-        self._session = self._new_session()
+        self._client = self._new_client()
         self._task = asyncio.create_task(self._look_after(), name=f"engine {self.name}")
         self._task.add_done_callback(self._not_looked_after)
 
-    def _new_session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            base_url=self._address.url,
-            connector=self._address.connector(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timing.health_timeout_s),
-            auto_decompress=False,
-        )
+    def _new_client(self) -> EngineClient:
+        return EngineClient(self._address, connect_timeout_s=self._timing.health_timeout_s)
 
     async def stop(self, *, drain_s: float, reason: str = "the service is ending") -> None:
         """Take no more requests, let those in flight go on for `drain_s`, then let go."""
@@ -167,9 +161,9 @@ class RemoteEngine:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         await self._let_go()
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
         self.set_state(EngineState.STOPPED, reason)
 
     def suspect(self, *, must_probe: bool = False) -> None:
@@ -228,38 +222,31 @@ class RemoteEngine:
         Raises EngineUnavailable when the connection breaks, EngineFailed for a 5xx, EngineRefused
         for a 4xx.
         """
-        if self._session is None:
+        if self._client is None:
             raise EngineUnavailable(
                 f"engine {self.name} is stopped; send the request again", retry_after_s=1
             )
-        headers = {"content-type": "application/json", "x-request-id": request_id}
+        headers = {"x-request-id": request_id}
         headers |= trace_headers()
-        response: aiohttp.ClientResponse | None = None
+        answer: Answer | None = None
         if self.n_in_flight == 0:
             self._note_bytes()
         self.n_in_flight += 1
         try:
             try:
-                response = await self._session.post(path, data=body, headers=headers)
-                is_whole = whole or response.status != 200
-                content = response.content
-                first = await (content.read() if is_whole else content.readany())
+                answer = await self._client.post(path, body, headers, noted=self._last_bytes)
+                is_whole = whole or answer.status != 200
+                first = await (answer.rest() if is_whole else answer.more())
             except LOST as error:
                 raise lost_on_the_way(error) from error
-            if response.status != 200:
-                raise failure(response.status, first)
-            check_kind(response.content_type, whole=whole)
-            self._note_bytes()
-            yield EngineReply(
-                first=first,
-                content=content,
-                on_bytes=self._note_bytes,
-                checkpoint_id=self.checkpoint_id,
-            )
+            if answer.status != 200:
+                raise failure(answer.status, first)
+            check_kind(answer.content_type, whole=whole)
+            yield EngineReply(first=first, answer=answer, checkpoint_id=self.checkpoint_id)
         finally:
             self.n_in_flight -= 1
-            if response is not None:
-                response.close()  # before its end: the engine drops the request
+            if answer is not None:
+                answer.close()  # before its end: the engine drops the request
 
     async def load_weights(self, folder: Path, version: str, *, timeout_s: float) -> None:
         """Have the engine load other weights in place; hold it before.
@@ -267,18 +254,18 @@ class RemoteEngine:
         Raises EngineRefused when that failed and the engine has its old weights, EngineFailed
         when its weights are unknown, EngineUnavailable when it is lost or takes too long.
         """
-        assert self._session is not None, "start the engine first"
+        assert self._client is not None, "start the engine first"
         self._is_loading = True
         self._expected_id = None
-        body = {"folder": str(folder), "version": version}
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        body = orjson.dumps({"folder": str(folder), "version": version})
         try:
-            async with self._session.post(WEIGHTS_PATH, json=body, timeout=timeout) as response:
-                content = await response.read()
-        except (*LOST, TimeoutError) as error:
+            async with asyncio.timeout(timeout_s):
+                with closing(await self._client.post(WEIGHTS_PATH, body)) as answer:
+                    content = await answer.rest()
+        except LOST as error:
             raise lost_on_the_way(error) from error
-        if response.status != 200:
-            raise failure(response.status, content)
+        if answer.status != 200:
+            raise failure(answer.status, content)
         self.checkpoint_id = self._expected_id = version
 
     def expect(self, checkpoint_id: str) -> None:
@@ -308,9 +295,9 @@ class RemoteEngine:
 
     async def _break_off(self) -> None:
         """End the requests in flight: another engine may answer those without a byte so far."""
-        session, self._session = self._session, self._new_session()
-        if session is not None:
-            await session.close()
+        client, self._client = self._client, self._new_client()
+        if client is not None:
+            client.close()
 
     def _not_looked_after(self, task: asyncio.Task[None]) -> None:
         """Whatever ended the task unforeseen, it must not look as if all were well."""
@@ -359,7 +346,7 @@ class RemoteEngine:
                     await self._wake.wait()
             self._wake.clear()
             status, _ = await self._get("/health")
-            silence_s = clock() - self._last_bytes_at if self.n_in_flight else 0.0
+            silence_s = time.monotonic() - self._last_bytes.at_s if self.n_in_flight else 0.0
             must_probe = self._must_probe or silence_s > self._timing.hang_grace_s
             if self._is_loading:  # whoever has it load knows how long that may take, and probes it
                 last_good = clock()
@@ -421,17 +408,17 @@ class RemoteEngine:
 
     async def _get(self, path: str) -> tuple[int, str]:
         """(status, text); status 0 when nothing answers."""
-        if self._session is None:
+        if self._client is None:
             return 0, ""
-        timeout = aiohttp.ClientTimeout(total=self._timing.health_timeout_s)
         try:
-            async with self._session.get(path, timeout=timeout) as response:
-                return response.status, (await response.read()).decode(errors="replace")
-        except (*LOST, TimeoutError):
+            async with asyncio.timeout(self._timing.health_timeout_s):
+                with closing(await self._client.get(path)) as answer:
+                    return answer.status, (await answer.rest()).decode(errors="replace")
+        except LOST:
             return 0, ""
 
     def _note_bytes(self) -> None:
-        self._last_bytes_at = asyncio.get_running_loop().time()
+        self._last_bytes.at_s = time.monotonic()
 
     async def _drain(self, drain_s: float) -> None:
         clock = asyncio.get_running_loop().time

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from molmo_server.engine_pool import watchdog
-from molmo_server.engine_pool.exchange import EngineAddress
 from molmo_server.engine_pool.remote import EngineState, EngineTiming, RemoteEngine
+from molmo_server.engine_pool.wire import EngineAddress
 
 logger = logging.getLogger(__name__)
 

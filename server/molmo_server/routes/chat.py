@@ -22,6 +22,7 @@ from molmo_server.routes.document import CHAT_ANSWER
 from molmo_server.routes.sending import send_json, send_stream
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
+from molmo_server.web.plain import PlainRoute
 
 _REQUEST_BODY = {
     "required": True,
@@ -30,7 +31,7 @@ _REQUEST_BODY = {
 
 
 def chat_router(gateway: Gateway) -> APIRouter:
-    router = APIRouter(tags=["chat"])
+    router = APIRouter(tags=["chat"], route_class=PlainRoute)
     is_own = gateway.settings.n_own_engines > 0
     takes_min_p = not (is_own and is_drafting(gateway.settings.drafts))
 

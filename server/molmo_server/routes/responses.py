@@ -25,6 +25,7 @@ from molmo_server.routes.document import RESPONSES_ANSWER
 from molmo_server.routes.sending import send_json, send_stream
 from molmo_server.telemetry import tell_checkpoint
 from molmo_server.tenancy.callers import caller_of
+from molmo_server.web.plain import PlainRoute
 
 _REQUEST_BODY = {
     "required": True,
@@ -37,7 +38,7 @@ _ECHOED = {
 
 
 def responses_router(gateway: Gateway) -> APIRouter:
-    router = APIRouter(tags=["chat"])
+    router = APIRouter(tags=["chat"], route_class=PlainRoute)
 
     @router.post(
         "/v1/responses",

@@ -17,6 +17,7 @@ from molmo_core.errors import MolmoError
 from molmo_server.engine_pool import EngineReply
 from molmo_server.errors import note_error
 from molmo_server.telemetry import tell_checkpoint
+from molmo_server.web.connections import piece_writer
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -67,7 +68,7 @@ async def send_stream(
             await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
             relay = relay_for(asked)
             try:
-                await _pass_on(reply, relay, send)
+                await _pass_on(reply, relay, _Outlet(scope, send))
             finally:
                 asked.note_tokens(prompt=relay.n_prompt_tokens, completion=relay.n_tokens)
     except MolmoError as error:
@@ -79,13 +80,39 @@ async def send_stream(
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _pass_on(reply: EngineReply, relay: Relay, send: Send) -> None:
-    async for chunk in reply.chunks():
-        if passed := relay.feed(chunk):
-            await send({"type": "http.response.body", "body": passed, "more_body": True})
-        if relay.has_ended:
-            await reply.end()
-            break
+class _Outlet:
+    """The pieces of an answer that has begun, on their way to the caller."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._send = send
+        self._held: list[bytes] = []
+        self.put = piece_writer(scope) or self._hold
+        """Sends a piece, or keeps it for `flush`; False: to be flushed before the next."""
+
+    def _hold(self, piece: bytes) -> bool:
+        self._held.append(piece)
+        return False
+
+    async def flush(self) -> None:
+        """Return when the caller has taken enough for more to be sent."""
+        body, self._held = b"".join(self._held), []
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _pass_on(reply: EngineReply, relay: Relay, outlet: _Outlet) -> None:
+    def take(chunk: bytes) -> bool:
+        passed = relay.feed(chunk)
+        return (not passed or outlet.put(passed)) and not relay.has_ended
+
+    is_open, has_more = take(reply.first), True
+    while has_more and not relay.has_ended:
+        if not is_open:
+            await outlet.flush()
+        has_more = await reply.pour(take)
+        is_open = not has_more  # there is more: it was `take` that had enough
+    await outlet.flush()
+    if relay.has_ended:
+        await reply.end()
     relay.check_end()
 
 

@@ -121,12 +121,14 @@ class Answering:
             events = EngineEvents(lambda: self._reader(question, asked.prompt))
             reader = events.reader(0)
             try:
-                async for chunk in reply.chunks():
+                chunk = reply.first
+                while chunk:
                     found = [item for one in events.feed(chunk) for _, item in one.observed]
                     await outlet.put(self._events(found, question, number))
                     if events.has_ended:
                         await reply.end()
                         break
+                    chunk = await reply.more()
                 events.check_end()
             finally:
                 asked.note_tokens(prompt=events.n_prompt_tokens, completion=events.n_tokens)

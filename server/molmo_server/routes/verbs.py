@@ -22,13 +22,14 @@ from molmo_server.routes.document import SCHEMA_REFERENCE
 from molmo_server.routes.verb_answers import Answering
 from molmo_server.routes.verb_questions import questions_of
 from molmo_server.tenancy.callers import caller_of
+from molmo_server.web.plain import PlainRoute
 
 _FILE = {"type": "string", "format": "binary"}
 _MEDIA_FIELDS = ("image_url", "images", "video_url")
 
 
 def verbs_router(gateway: Gateway) -> APIRouter:
-    router = APIRouter(tags=["verbs"])
+    router = APIRouter(tags=["verbs"], route_class=PlainRoute)
     for verb, spec in VERBS.items():
         _add_route(router, gateway, verb, spec)
     return router

@@ -21,10 +21,12 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from molmo_core.errors import Busy, InvalidRequest, MolmoError
 from molmo_server.errors import error_body, refusal
@@ -34,6 +36,20 @@ logger = logging.getLogger(__name__)
 _MAX_HEAD_BYTES = 64 * 1024
 _RETRY_S = 2
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+
+
+WritePiece = Callable[[bytes], bool]
+_WRITE_PIECE = "molmo.write_piece"
+
+
+def piece_writer(scope: Scope) -> WritePiece | None:
+    """Writes a piece of the body of an answer that has begun, at once; not its last one.
+
+    What it returns False for is written too, but the caller is slow: the next ASGI message waits
+    for them. None where another server called the application.
+    """
+    write: WritePiece | None = scope.get("extensions", {}).get(_WRITE_PIECE)
+    return write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +104,8 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self.flow.write_paused:
             self._cancel_write_timer()  # it was about the answer before
         super().on_headers_complete()
+        writing = partial(self._write_piece, self.cycle)
+        self.scope["extensions"] = {_WRITE_PIECE: writing}  # type: ignore[dict-item]
 
     @property
     def _is_awaiting_head(self) -> bool:
@@ -115,6 +133,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
     # --- what is written --------------------------------------------------------------------------
+
+    def _write_piece(self, cycle: RequestResponseCycle, body: bytes) -> bool:
+        """As `cycle.send` does with a body, without a message and a coroutine for it."""
+        if not cycle.disconnected:
+            is_chunked = cycle.chunked_encoding
+            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body) if is_chunked else body)
+        return not self.flow.write_paused
 
     def pause_writing(self) -> None:
         super().pause_writing()

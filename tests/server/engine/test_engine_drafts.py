@@ -172,6 +172,16 @@ def test_drafts_are_sampled_as_the_model_would(engines, tracks) -> None:
     assert drafted(engine)["accepted_tokens"] - before > 100
 
 
+@pytest.mark.parametrize("fields", [{"top_k": 5}, {"top_k": 5, "top_p": 0.5}, {"top_p": 0.5}])
+def test_what_is_not_drafted_is_sampled_too(engines, fields) -> None:
+    text = OTHERS[-1]
+    wanted = {"temperature": 1.0, "seed": 3, "max_tokens": 8, **fields}
+    for more in ({}, {"n": 3}):
+        found = [engines[k].chat(text.messages(), **wanted, **more) for k in ("plain", "drafting")]
+        plain, drafting = ([c["message"]["content"] for c in one["choices"]] for one in found)
+        assert plain == drafting
+
+
 def test_prompts_with_a_seed_are_computed_in_several_steps(engines) -> None:
     """More of them at once than a step has room for."""
     asked_for = [asked(f"long-{k}", " ".join(f"w{k}{i}" for i in range(90))) for k in range(4)]

@@ -92,6 +92,23 @@ def test_a_setting_is_spread_over_the_drafted_tokens_of_its_request():
     assert top_k.tolist() == [3, 3, 0, 0, 0, 7]
 
 
+def test_a_step_without_drafted_tokens_has_nothing_to_constrain():
+    from vllm.v1.sample import rejection_sampler
+
+    patches.repair_sampling()
+    settings = SimpleNamespace(
+        all_greedy=False,
+        temperature=torch.ones(1),
+        top_k=torch.tensor([5], dtype=torch.int32),
+        top_p=None,
+    )
+    none, ends = torch.zeros(0, 9), torch.zeros(1, dtype=torch.int32)
+    constrain = rejection_sampler.apply_sampling_constraints
+    with pytest.raises(RuntimeError, match="numel"):
+        constrain.molmo_original(none, ends, settings)
+    assert constrain(none, ends, settings).shape == (0, 9)
+
+
 def test_drafted_answers_are_sampled_with_the_model_s_probabilities():
     """Many answers of one drafted token, of four possible ones, as vLLM samples them."""
     from vllm.platforms import current_platform
