@@ -58,7 +58,7 @@ class Drawn:
             weights=np.ones(n_tokens, dtype=np.float32),
             position_ids=np.arange(n_tokens),
             subsegments=np.zeros(n_tokens, dtype=np.int64),
-            crops=rng.random((n_crops, PATCHES, 3), dtype=np.float32),
+            crops=rng.integers(256, size=(n_crops, PATCHES, 3), dtype=np.uint8),
             pooling=np.arange(n_visual)[:, None] * PATCHES,
             patch_targets=np.zeros((n_crops, PATCHES, 8), dtype=np.float32),
             token_targets=np.zeros((n_visual, 8), dtype=np.float32),
@@ -263,7 +263,7 @@ def test_a_trainer_learns_from_a_pack_of_drawn_scenes(
     trainer, _ = build_trainer(TinyRecipe(folder=tmp_path, n_threads=1))
     batch = next(iter(PackedStream(config, sources)))
     assert batch.n_examples > 1
-    losses = [trainer.advance(batch)["loss"] for _ in range(4)]
+    losses = [trainer.advance([batch])["loss"] for _ in range(4)]
     assert losses[-1] < losses[0]
 
 
