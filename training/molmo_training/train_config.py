@@ -93,6 +93,8 @@ class DataConfig:
     """What a rank computes at a time."""
     files: tuple[Path, ...] = ()
     """A user's own data, in the mixture under the names of the files."""
+    allow_absolute: bool = False
+    """Whether those may name media outside of their folder."""
     folder: Path | None = None
     """Where the registered datasets are; None: as the environment says."""
     leave_out_missing: bool = False
@@ -141,6 +143,12 @@ class SavingConfig:
     """None: where it is installed."""
     wandb: WandbConfig | None = None
 
+    def __post_init__(self) -> None:
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise TrainingError(
+                f"saving.time_limit_s is {self.time_limit_s:g}; give seconds above 0, or None"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainerConfig):
@@ -168,6 +176,7 @@ MAY_DIFFER = (
     "parallel.*",
     "saving.*",
     "data.folder",
+    "data.allow_absolute",
     "data.packs_per_batch",
     "data.n_workers",
     "data.n_prefetched",

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -117,6 +117,8 @@ class Progress:
     """Read, padding not counted."""
     loss_tokens: int = 0
     """Learnt."""
+    data_shares: Mapping[str, float] = field(default_factory=dict)
+    """What the run draws: the share of each dataset, for who describes it."""
 
 
 class _Sums(NamedTuple):
@@ -140,8 +142,8 @@ class Trainer:
 
     `forward` runs the model on a batch; `states` keeps the run; `show` gets a line of figures now
     and then; `data_state` says where the batches stand; `stop_asked` whether to end after this
-    step. `n_micro_batches` of each rank make a step; `n_copies` ranks see the same batch (context
-    parallelism).
+    step, the same on all ranks. `n_micro_batches` of each rank make a step; `n_copies` ranks see
+    the same batch (context parallelism).
     """
 
     def __init__(
@@ -200,7 +202,7 @@ class Trainer:
                 waited = time.monotonic() - began
                 figures = self.advance(step_batches)
                 spent = time.monotonic() - began
-                seconds, waited, stops = self._agreed(spent, waited, float(self.stop_asked()))
+                seconds, waited = self._agreed(spent, waited)
                 self.at.seconds += seconds
                 window.wait(waited)
                 if self.at.step % self.config.log_every == 0:
@@ -210,7 +212,7 @@ class Trainer:
                 if self.at.step % self.config.save_every == 0 and self.progress < 1:
                     self._save_on_the_way()
                 collect_at(self.at.step, self.config.compute)
-                if stops:
+                if self.stop_asked():
                     break
         if first_step < self.at.step and self.progress >= 1:
             self._validate_at_end()
@@ -286,7 +288,7 @@ class Trainer:
             optimizers=self.optimizer.parts,
             beside=self.lessons,
             data=self.data_state(),
-            progress={f.name: getattr(self.at, f.name) for f in fields(self.at)},
+            progress=asdict(self.at),
             config=self.description,
         )
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from molmo_client.__main__ import main
 from molmo_core.checkpoints import FolderStore
@@ -21,6 +23,7 @@ from molmo_training.commands import configured
 from molmo_training.launch import running
 from molmo_training.launch.following import EVALUATIONS, Following
 from molmo_training.launch.plan import Plan
+from molmo_training.runs.card import card_of_run
 from molmo_training.train_config import SavingConfig
 
 TINY = str(files("molmo_hf") / "checkpoints" / "molmo2-tiny")
@@ -84,10 +87,12 @@ def test_a_run_leaves_figures_settings_and_checkpoints(run: Path) -> None:
     assert [p.name for p in sorted(run.glob("step*"))] == ["step2", "step4"]
     opened = open_checkpoint(run)
     assert (opened.step, opened.differences()) == (4, [])
-    frozen = "model.transformer.wte.embedding"
     start = running.tiny.build_model(6198).state_dict()
-    assert torch.equal(opened.weights.read(frozen), start[frozen])
-    assert not torch.equal(opened.weights.read("lm_head.weight"), start["lm_head.weight"])
+    for name in ("model.transformer.wte.embedding", "lm_head.weight"):
+        assert not torch.equal(opened.weights.read(name), start[name])
+    card = card_of_run(run, name="small")
+    assert sum(card.data_shares.values()) == pytest.approx(1)
+    assert "| drawn_captions | 60.00 % |" in card.text()
 
 
 def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(run: Path, tmp_path: Path) -> None:
@@ -99,6 +104,37 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(run: Path, tmp_path: P
     whole, again = open_checkpoint(run).weights, open_checkpoint(cut).weights
     for name in whole.shapes():
         assert torch.equal(whole.read(name), again.read(name)), name
+
+
+def test_a_full_disk_and_a_time_limit_end_a_run_early(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tmp_path / "run"
+    shutil.copytree(run, cut)
+    shutil.rmtree(cut / "step4")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000_000))
+        assert main(command("pretrain-debug", "--run", str(cut))) == 1
+    assert "GB are free on the disk of 'run': make room" in capsys.readouterr().err
+    assert not (cut / "step4").exists()
+    assert main(command("pretrain-debug", "--run", str(cut), "--time-limit", "0.001")) == 0
+    assert f"{cut}: step 3 of 4" in capsys.readouterr().out
+    assert open_checkpoint(cut).step == 3
+
+
+def test_own_data_elsewhere_has_to_be_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, picture = tmp_path / "rows", tmp_path / "picture.png"
+    folder.mkdir()
+    Image.new("RGB", (130, 130), (200, 0, 0)).save(picture)
+    row = {"image": str(picture), "question": "a", "answer": "b"}
+    (folder / "own.jsonl").write_text(json.dumps(row) + "\n")
+    options = ("--init", TINY, "--data", str(folder / "own.jsonl"), "--dry-run")
+    settings = (*SMALL[:-1], "n_steps=1", "data.media.max_frames=4")
+    assert main(command("finetune", *options, settings=settings)) == 1
+    assert "allow other places with --allow-absolute" in capsys.readouterr().err
+    assert main(command("finetune", *options, "--allow-absolute", settings=settings)) == 0
 
 
 def test_other_settings_are_refused_before_weights_are_made(
@@ -137,7 +173,7 @@ def test_dry_run_tells_shares_tokens_and_parameters(capsys: pytest.CaptureFixtur
     lines = {line.split()[0]: line.split() for line in said.splitlines() if line}
     assert lines["drawn_captions"][1:3] == ["200,000", "60.000%"]
     assert lines["drawn_points_one"][2] == "10.000%"
-    assert lines["llm"][1:] == ["2,460,480", "98,304"]
+    assert lines["llm"][1:] == ["2,558,784", "0"]
     assert lines["vit"][1:] == ["1,908,096", "0"]
     assert "pretrain-debug: 4 steps of 2 packs, 1 rank" in said
     assert "tokens (" in said
@@ -198,7 +234,11 @@ def test_print_config_is_json_of_every_setting(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["pretran"], "there is no recipe pretran; there are pretrain"),
+        (["pretran"], "there is no recipe pretran; did you mean pretrain or pretrain-debug? there"),
+        (["debug_pretrain"], "no recipe debug_pretrain; did you mean pretrain-debug? there are"),
+        (["LoRA finetune"], "did you mean finetune-lora? there are"),
+        (["zzz"], "there is no recipe zzz; there are pretrain, sft, long-context, finetune"),
+        (["pretrain-debug", "--time-limit", "0"], "saving.time_limit_s is 0; give seconds above 0"),
         (["sft"], "sft starts from a checkpoint; name its folder with --init"),
         (["sft", "--init", "nowhere"], "there is no folder 'nowhere'; expected a checkpoint"),
         (["finetune", "--init", TINY], "finetune trains on your own data; name its files"),

@@ -122,7 +122,8 @@ class Plan:
 
     def _sources(self, split: str, names: Iterable[str]) -> dict[str, RowSource]:
         data = self.config.data
-        own: Mapping[str, RowTable] = {table.name: table for table in open_tables(list(data.files))}
+        tables = open_tables(list(data.files), allow_absolute=data.allow_absolute)
+        own: Mapping[str, RowTable] = {table.name: table for table in tables}
         formats = replace(data.format, is_training=split == "train")
         media = replace(data.media, max_frames=self._max_frames)
         sources: dict[str, RowSource] = {}

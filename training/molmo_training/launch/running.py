@@ -70,6 +70,11 @@ def train(plan: Plan, folder: Path) -> Trainer:
             plan, mesh, model, stream, states=states, stop_asked=stopping.agreed, show=_unshown
         )
         trainer.resume()
+        if trainer.progress < 1:
+            states.check_room(
+                model=trainer.model, optimizers=trainer.optimizer.parts, beside=trainer.lessons
+            )
+        trainer.at.data_shares = _shares(plan)
         first_step = trainer.at.step
         meters = Meters(
             _sinks(plan, folder, first_step), max_steps=config.n_steps, first_step=first_step
@@ -78,6 +83,14 @@ def train(plan: Plan, folder: Path) -> Trainer:
         trainer.show = partial(_tell, meters)
         trainer.run(stream)
     return trainer
+
+
+def _shares(plan: Plan) -> dict[str, float]:
+    """Of the datasets, by name."""
+    shares: dict[str, float] = {}
+    for share in plan.shares:
+        shares[share.dataset] = shares.get(share.dataset, 0.0) + share.share
+    return shares
 
 
 def _tell(meters: Meters, figures: Mapping[str, float]) -> None:
