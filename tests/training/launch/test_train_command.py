@@ -18,7 +18,9 @@ from PIL import Image
 
 from molmo_client.__main__ import main
 from molmo_core.checkpoints import FolderStore
+from molmo_core.errors import CheckpointError
 from molmo_training.checkpoints.opened import open_checkpoint
+from molmo_training.checkpoints.origin import Origin, read_origin
 from molmo_training.commands import configured
 from molmo_training.launch import running
 from molmo_training.launch.following import EVALUATIONS, Following
@@ -203,10 +205,47 @@ def test_adapters_are_trained_and_read_as_a_whole_checkpoint(tmp_path: Path) -> 
     assert main(command("finetune-lora", *options, settings=settings)) == 0
     opened, start = open_checkpoint(run), open_checkpoint(Path(TINY))
     assert opened.differences() == []
+    assert not opened.is_tied
     name = "model.transformer.blocks.0.self_attn.att_proj.weight"
     moved = (opened.weights.read(name) - start.weights.read(name).float()).abs().max().item()
     assert 0 < moved < 0.01
     assert torch.equal(opened.weights.read("lm_head.weight"), start.weights.read("lm_head.weight"))
+
+
+def test_a_run_with_adapters_keeps_only_what_it_trains_and_says_where_the_rest_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, run, start = tmp_path / "own.jsonl", tmp_path / "run", tmp_path / "start"
+    own.write_text('{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d"}\n')
+    shutil.copytree(TINY, start)
+    settings = (*SMALL[:-1], "n_steps=2", "save_every=1", "model.lora.rank=2")
+
+    def train(begin: Path, *more: str) -> int:
+        options = ("--init", str(begin), "--data", str(own), "--run", str(run))
+        given = (*settings, "data.media.max_frames=4", *more)
+        return main(command("finetune-lora", *options, settings=given))
+
+    assert train(start) == 0
+    whole = open_checkpoint(run)
+    read = {name: whole.weights.read(name) for name in whole.weights.shapes()}
+    state = sum(file.stat().st_size for file in (run / "step2").rglob("*"))
+    assert state < 0.3 * (start / "model.safetensors").stat().st_size
+    shutil.rmtree(run / "step2")
+    moved = start.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"the rest is in .*start', which is not there"):
+        open_checkpoint(run)
+    assert train(moved) == 0  # from elsewhere: the same weights are enough
+    again = open_checkpoint(run)
+    assert read_origin(again.folder) == Origin.of(moved)
+    assert all(torch.equal(again.weights.read(name), read[name]) for name in read)
+    weights = moved / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"moved' holds other weights"):
+        open_checkpoint(run)
+    assert train(moved) == 1
+    assert "put those that the run began with there" in capsys.readouterr().err
 
 
 def test_a_mixture_goes_on_without_what_is_missing(

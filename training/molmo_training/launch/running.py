@@ -21,6 +21,7 @@ from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training import ranks
 from molmo_training.checkpoints.adapters import write_adapter_config
 from molmo_training.checkpoints.opened import RUN_SETTINGS, load_model
+from molmo_training.checkpoints.origin import Origin
 from molmo_training.compute import device_of
 from molmo_training.dropout import set_dropout
 from molmo_training.forward import Forward
@@ -51,16 +52,22 @@ def train(plan: Plan, folder: Path) -> Trainer:
         plan.check_ranks(mesh)
         folder.mkdir(parents=True, exist_ok=True)
         following = stack.enter_context(Following(config.saving, folder))
+        origin = _origin(plan)
         states = RunState(
             folder,
             keep=config.saving.keep,
             is_async=config.saving.is_async,
             on_saved=following.saved if config.saving.publish_to else None,
+            origin=origin,
         )
         stack.callback(states.close)
         saved = states.saved()
         if saved is not None:
-            check_same(saved.config, config.document(), may_differ=MAY_DIFFER)
+            may_differ: tuple[str, ...] = MAY_DIFFER
+            if saved.origin is not None and plan.start.opened is not None:
+                saved.origin.check(plan.start.opened.folder)  # wherever it lies now
+                may_differ += ("model.start",)
+            check_same(saved.config, config.document(), may_differ=may_differ)
         stopping = stack.enter_context(Stopping(time_limit_s=config.saving.time_limit_s))
         model = prepared_model(plan, device_of(config.compute, local_rank))
         if ranks.rank() == 0:
@@ -83,6 +90,13 @@ def train(plan: Plan, folder: Path) -> Trainer:
         trainer.show = partial(_tell, meters)
         trainer.run(stream)
     return trainer
+
+
+def _origin(plan: Plan) -> Origin | None:
+    """The checkpoint that keeps what adapters leave as it is."""
+    if plan.config.model.lora is None or plan.start.opened is None:
+        return None
+    return Origin.of(plan.start.opened.folder)
 
 
 def _shares(plan: Plan) -> dict[str, float]:
