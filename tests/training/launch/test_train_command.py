@@ -25,6 +25,7 @@ from molmo_training.commands import configured
 from molmo_training.launch import running
 from molmo_training.launch.following import EVALUATIONS, Following
 from molmo_training.launch.plan import Plan
+from molmo_training.parallel.mesh import ALONE
 from molmo_training.runs.card import card_of_run
 from molmo_training.train_config import SavingConfig
 
@@ -189,7 +190,7 @@ def test_a_tied_head_stays_the_embedding(tmp_path: Path) -> None:
     for assignments, is_trained in (((), False), (whole, True)):
         config = configured("finetune", assignments, init=native, data=(tmp_path / "own.jsonl",))
         plan = Plan(config)
-        model = running.prepared_model(plan, torch.device("cpu"))
+        model, _ = running.prepared_model(plan, ALONE, torch.device("cpu"))
         embedding = model.model.transformer.wte.embedding
         assert model.lm_head.weight is embedding
         assert embedding.requires_grad is is_trained

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from molmo_hf.export import save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training import ranks
 from molmo_training.checkpoints.adapters import write_adapter_config
-from molmo_training.checkpoints.opened import RUN_SETTINGS, load_model
+from molmo_training.checkpoints.opened import RUN_SETTINGS
 from molmo_training.checkpoints.origin import Origin
 from molmo_training.compute import device_of
-from molmo_training.dropout import set_dropout
+from molmo_training.dropout import Positions, set_dropout
 from molmo_training.forward import Forward
+from molmo_training.launch.filling import fill
 from molmo_training.launch.following import Following
 from molmo_training.launch.plan import Plan, choose_trained
 from molmo_training.launch.reading import SharedStream
@@ -69,12 +69,20 @@ def train(plan: Plan, folder: Path) -> Trainer:
                 may_differ += ("model.start",)
             check_same(saved.config, config.document(), may_differ=may_differ)
         stopping = stack.enter_context(Stopping(time_limit_s=config.saving.time_limit_s))
-        model = prepared_model(plan, device_of(config.compute, local_rank))
+        device = device_of(config.compute, local_rank)
+        model, positions = prepared_model(plan, mesh, device)
         if ranks.rank() == 0:
             write_settings(plan, folder)
         stream = SharedStream(plan, mesh, None if saved is None else saved.data)
         trainer = _trainer(
-            plan, mesh, model, stream, states=states, stop_asked=stopping.agreed, show=_unshown
+            plan,
+            mesh,
+            model,
+            positions,
+            stream,
+            states=states,
+            stop_asked=stopping.agreed,
+            show=_unshown,
         )
         trainer.resume()
         if trainer.progress < 1:
@@ -119,15 +127,24 @@ def _unshown(figures: Mapping[str, float]) -> None:
     """Until the run knows its first step, nothing is shown."""
 
 
-def prepared_model(plan: Plan, device: torch.device) -> Molmo2ForConditionalGeneration:
-    """The model as it starts, with what is trained of it."""
+def prepared_model(
+    plan: Plan, mesh: Mesh, device: torch.device
+) -> tuple[Molmo2ForConditionalGeneration, Positions | None]:
+    """The model as it starts, with what is trained of it, split over the mesh."""
     config, start = plan.config.model, plan.start
     if start.opened is None:
-        model = tiny.build_model(plan.config.seed)
+        model = tiny.build_model(plan.config.seed).to(device)
     else:
-        model = load_model(replace(start.opened, config=start.config))
+        with torch.device("meta"):
+            model = Molmo2ForConditionalGeneration(start.config)
     choose_trained(model, config, is_tied=start.is_tied)
-    return model.to(device)
+    positions = set_dropout(
+        model, residual=config.residual_dropout, response=config.response_dropout
+    )
+    shard_model(model, mesh)
+    if start.opened is not None:
+        fill(model, start.opened.weights, device)
+    return model, positions
 
 
 def write_settings(plan: Plan, folder: Path) -> None:
@@ -153,16 +170,13 @@ def _trainer(
     plan: Plan,
     mesh: Mesh,
     model: Molmo2ForConditionalGeneration,
+    positions: Positions | None,
     stream: SharedStream,
     **parts: Any,
 ) -> Trainer:
     config, lessons = plan.config, None
     if config.model.object_lessons:
         lessons = tiny.make_lessons(model).to(next(model.parameters()).device)
-    positions = set_dropout(
-        model, residual=config.model.residual_dropout, response=config.model.response_dropout
-    )
-    shard_model(model, mesh)
     forward = Forward(
         model,
         attention="dense" if lessons is not None else config.compute.attention,
