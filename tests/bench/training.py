@@ -40,7 +40,7 @@ from tests.bench.preprocessing import one_core
 from tests.bench.processes import Row
 
 BUDGETS = Budgets(n_tokens=2048, n_crops=48)
-N_PACKS, N_ROUNDS = 2, 1
+N_PACKS, N_ROUNDS = 12, 3
 CONVERSATIONS_PER_BATCH = 8
 
 

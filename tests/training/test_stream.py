@@ -196,7 +196,7 @@ def test_bad_examples_are_left_out_and_named(caplog: pytest.LogCaptureFixture) -
 def test_more_bad_examples_than_allowed_end_the_run() -> None:
     broken = {"small": Drawn(1, 20), "large": Drawn(2, 500, fails=lambda index: True)}
     for n_workers in (0, 1):
-        with pytest.raises(DataError, match=r"4 of the \d+ examples of lane 0 .* large\[\d+\]"):
+        with pytest.raises(DataError, match=r"11 of the \d+ examples of lane 0 .* large\[\d+\]"):
             list(islice(stream(sources=broken, n_workers=n_workers), 48))
 
 

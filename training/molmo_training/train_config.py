@@ -108,8 +108,9 @@ class DataConfig:
     subtitles_within_s: float | None = 1.0
     seed: int = 50_189
     buffer_size: int = 48
-    n_bad_allowed: int = 3
+    n_bad_allowed: int = 10
     bad_share_allowed: float = 0.01
+    """Bad examples that each lane of the stream leaves out: a share of all, and some more."""
     n_workers: int = 2
     n_prefetched: int = 2
     held_out: tuple[HeldOutConfig, ...] = ()
@@ -172,8 +173,17 @@ MAY_DIFFER = (
     "log_every",
     "save_every",
     "validate_every",
-    "compute.*",
-    "parallel.*",
+    "compute.device",
+    "compute.activation_checkpointing",
+    "compute.compile_blocks",
+    "compute.n_threads",
+    "compute.steps_between_collections",
+    "compute.attention",
+    "parallel.context_degree",
+    "parallel.context_kind",
+    "parallel.replicas",
+    "parallel.shard",
+    "loss.chunk_size",
     "saving.*",
     "data.folder",
     "data.allow_absolute",
@@ -181,5 +191,7 @@ MAY_DIFFER = (
     "data.n_workers",
     "data.n_prefetched",
     "data.held_out*",
+    "data.n_bad_allowed",
+    "data.bad_share_allowed",
 )
 """Fields that a run may go on with other values of: they do not decide what is learnt."""

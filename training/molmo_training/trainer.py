@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molmo_core.errors import TrainingError
+from molmo_core.errors import DataError, MolmoError, TrainingError
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training import ranks
 from molmo_training.compute import (
@@ -196,7 +196,7 @@ class Trainer:
         with steady_collections(self.config.compute):
             while self.progress < 1:
                 began = time.monotonic()
-                step_batches = list(islice(source, self.n_micro_batches))
+                step_batches = self._read(source)
                 if len(step_batches) < self.n_micro_batches:
                     break
                 waited = time.monotonic() - began
@@ -220,8 +220,27 @@ class Trainer:
         self.save()
         self.states.wait()
 
+    def _read(self, source: Iterator[Batch]) -> list[Batch]:
+        """The batches of a step. Where a rank cannot read them, all save what is learnt and end.
+
+        Raises MolmoError.
+        """
+        data, problem, batches = self.data_state(), None, []
+        try:
+            batches = list(islice(source, self.n_micro_batches))
+        except MolmoError as error:
+            problem = error
+        if self._agreed_sum(float(problem is not None)):
+            self._finish_saving()
+            if self.at.step:
+                self.save(data)
+            self.states.wait()
+            raise problem or DataError("the data of another rank cannot be read; it says why")
+        return batches
+
     def _save_on_the_way(self) -> None:
         """A disk that is full now may have room at the next save."""
+        self._finish_saving()
         try:
             self.save()
         except TrainingError as error:
@@ -243,6 +262,8 @@ class Trainer:
         self.optimizer.zero_grad()
         divisor = self._weight_of(batches)
         losses, lessons = self._backward(batches, divisor)
+        if lessons:
+            lessons = dict(zip(lessons, self._agreed(*lessons.values()), strict=True))
         sums = self._summed(batches, losses, divisor)
         figures = _means(sums, config.loss.z_weight > 0) | lessons
         if not math.isfinite(sum(figures.values())):
@@ -281,13 +302,14 @@ class Trainer:
         if self.at.step % self.config.validate_every:
             self.validate()
 
-    def save(self) -> None:
+    def save(self, data: Mapping[str, Any] | None = None) -> None:
+        """Keep the run as it stands; `data` where the batches stood at the last step."""
         self.states.save(
             self.at.step,
             model=self.model,
             optimizers=self.optimizer.parts,
             beside=self.lessons,
-            data=self.data_state(),
+            data=self.data_state() if data is None else data,
             progress=asdict(self.at),
             config=self.description,
         )

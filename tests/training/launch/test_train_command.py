@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -123,6 +124,55 @@ def test_a_full_disk_and_a_time_limit_end_a_run_early(
     assert main(command("pretrain-debug", "--run", str(cut), "--time-limit", "0.001")) == 0
     assert f"{cut}: step 3 of 4" in capsys.readouterr().out
     assert open_checkpoint(cut).step == 3
+
+
+def own_pictures(folder: Path, n: int, *, broken: set[int]) -> Path:
+    """Rows of which some have a picture that ends in its middle."""
+    folder.mkdir()
+    lines = []
+    for index in range(n):
+        file = folder / f"{index}.png"
+        noise = np.random.default_rng(index).integers(0, 255, (130, 130, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(file)
+        if index in broken:
+            file.write_bytes(file.read_bytes()[:2000])
+        lines.append(json.dumps({"image": file.name, "question": "a", "answer": "b"}) + "\n")
+    (folder / "own.jsonl").write_text("".join(lines))
+    return folder / "own.jsonl"
+
+
+def test_too_many_bad_examples_end_a_run_that_can_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = own_pictures(tmp_path / "rows", 24, broken=set(range(0, 24, 2)))
+    settings = (*SMALL[:-1], "n_steps=20", "save_every=1000", "data.media.max_frames=4")
+    run = tmp_path / "run"
+    options = ("--init", TINY, "--data", str(data), "--run", str(run))
+    allowed = ("data.n_bad_allowed=4", "data.bad_share_allowed=0")
+    assert main(command("finetune", *options, settings=(*settings, *allowed))) == 1
+    assert "Repair or leave out these examples, or allow more" in capsys.readouterr().err
+    saved = open_checkpoint(run).step
+    assert 0 < saved < 20
+    allowed = ("data.n_bad_allowed=4000", f"n_steps={20}")
+    assert main(command("finetune", *options, settings=(*settings, *allowed))) == 0
+    assert open_checkpoint(run).step == 20
+    assert list(figures(run)["loss"]) == list(range(1, 21))
+
+
+def test_a_damaged_held_out_picture_is_not_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    learnt = own_pictures(tmp_path / "rows", 4, broken=set())
+    held_out = own_pictures(tmp_path / "looked_at", 3, broken={0, 2}).rename(
+        tmp_path / "looked_at" / "other.jsonl"
+    )
+    settings = (*SMALL[:-1], "n_steps=1", "validate_every=1", "data.media.max_frames=4")
+    run = tmp_path / "run"
+    options = ("--init", TINY, "--data", str(learnt), "--held-out", str(held_out))
+    assert main(command("finetune", *options, "--run", str(run), settings=settings)) == 0
+    assert figures(run)["other/loss"][1] > 0
+    assert "other[0] is not looked at" in caplog.text
+    assert "other[1]" not in caplog.text
 
 
 def test_own_data_elsewhere_has_to_be_allowed(
@@ -317,3 +367,15 @@ def test_wrong_settings_are_said_before_weights_are_loaded(
     assert main(["train", *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_whatever_a_publication_fails_of_the_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no memory is left")
+
+    monkeypatch.setattr("molmo_training.launch.following.Publishing.publish", fails)
+    with Following(SavingConfig(publish_to=str(tmp_path / "store")), tmp_path) as following:
+        following.saved(tmp_path / "step4")
+    assert "step4 is not published" in caplog.text

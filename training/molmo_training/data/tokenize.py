@@ -88,6 +88,8 @@ class Tokenizing:
     weighting: Weighting = UNWEIGHTED
     """Where a branch does not say otherwise."""
     limits: TreeLimits = UNLIMITED
+    bos_id: int | None = None
+    """First token of every row; None: that which ends a turn, for tokenizers without one."""
     last_answer_only: bool = False
     """Whether earlier answers of a conversation are only read."""
     max_answer_tokens: int | None = None
@@ -103,7 +105,8 @@ class Tokenizing:
         prefix = self._prefix(example)
         eos = self.encode(TURN_END)
         branches = [self._branch(branch, eos) for branch in example.branches]
-        tree = build_tree(eos + prefix.ids, branches, eos[0], self.limits)
+        first = eos[0] if self.bos_id is None else self.bos_id
+        tree = build_tree([first, *prefix.ids], branches, eos[0], self.limits)
         if int((tree.input_ids == self.encode(IM_PATCH)[0]).sum()) != prefix.n_visual:
             raise InvalidExample("a text of the example spells out visual tokens: take them out")
         return Outline(tree=tree, n_crops=prefix.n_crops)

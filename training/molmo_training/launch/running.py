@@ -24,6 +24,7 @@ from molmo_training.checkpoints.origin import Origin
 from molmo_training.compute import device_of
 from molmo_training.dropout import Positions, set_dropout
 from molmo_training.forward import Forward
+from molmo_training.freezing import store_frozen
 from molmo_training.launch.filling import fill
 from molmo_training.launch.following import Following
 from molmo_training.launch.plan import Plan, choose_trained
@@ -71,6 +72,8 @@ def train(plan: Plan, folder: Path) -> Trainer:
         stopping = stack.enter_context(Stopping(time_limit_s=config.saving.time_limit_s))
         device = device_of(config.compute, local_rank)
         model, positions = prepared_model(plan, mesh, device)
+        if config.model.lora and config.compute.autocast_bf16 and not mesh.is_sharded:
+            store_frozen(model)  # under autocast the products are the same
         if ranks.rank() == 0:
             write_settings(plan, folder)
         stream = SharedStream(plan, mesh, None if saved is None else saved.data)

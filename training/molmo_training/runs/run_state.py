@@ -248,6 +248,7 @@ class RunState:
             if self._ranks.rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(self._not_saved(staged.step, error)) from error
+        self._at = staged.step  # whatever follows: the state is whole
         try:
             self._ranks.on_first(lambda: self._follow(folder))
         except (OSError, TrainingError) as error:
@@ -271,8 +272,14 @@ class RunState:
     def _follow(self, folder: Path) -> None:
         """What a new state is for, and what it makes superfluous."""
         logger.info("%s is saved", folder.name)
-        if self._on_saved is not None:
-            self._on_saved(folder)
+        try:
+            if self._on_saved is not None:
+                self._on_saved(folder)
+        finally:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Remove what is superfluous now."""
         folders.remove_hidden(self.folder)
         if self.keep is not None:
             for step in folders.whole_steps(self.folder)[: -self.keep]:
