@@ -61,8 +61,8 @@ class _Layers:
 
 def _decoder(plan: Plan) -> _Layers:
     text, data, width = plan.start.config.text_config, plan.config.data, _width(plan)
-    n_tokens = data.budgets.n_tokens * data.packs_per_batch
-    n_tokens /= plan.config.parallel.context_degree
+    n_whole = data.budgets.n_tokens * data.packs_per_batch
+    n_tokens = n_whole / plan.config.parallel.context_degree
     d, ff = text.hidden_size, text.intermediate_size
     heads = (text.num_attention_heads + text.num_key_value_heads) * text.head_dim
     a_token = (4 * d) * _WIDE + 3 * heads * _attended(plan) + (5 * d + heads + 4 * ff) * width
@@ -94,14 +94,14 @@ def _ends(plan: Plan) -> float:
     chunk = min(config.loss.chunk_size, data.budgets.n_tokens * data.packs_per_batch)
     tables = _GUIDE_COPIES * _pairs(plan) if config.model.object_lessons else 0
     logits = 3 * chunk * model.text_config.vocab_size
-    return _n_patches(plan) * a_patch + (logits + tables) * _WIDE
+    return float(_n_patches(plan) * a_patch + (logits + tables) * _WIDE)
 
 
 def _n_patches(plan: Plan) -> float:
     rows, columns = plan.start.config.vit_config.image_num_patch
     data = plan.config.data
     n_crops = data.budgets.n_crops * data.packs_per_batch / plan.config.parallel.context_degree
-    return n_crops * rows * columns
+    return float(n_crops * rows * columns)
 
 
 def _pairs(plan: Plan) -> int:
