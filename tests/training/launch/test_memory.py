@@ -13,7 +13,7 @@ def test_the_estimate_is_within_a_factor_of_two_of_the_peak_at_two_sizes() -> No
     # Without reserves of the allocator, so that what is freed is seen.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.peak_memory"],
+        [sys.executable, "-m", "tests.support.dry_run_memory"],
         cwd=Path(__file__).parents[3],
         env=environment,
         capture_output=True,
