@@ -1,6 +1,6 @@
 """One request to an engine: what comes back, and what each failure means.
 
-Knows: vLLM's endpoints, its error bodies. Does not know: sockets (`wire`), health, processes,
+Knows: vLLM's endpoints, its error bodies. Does not know: sockets (`answer`), health, processes,
 callers.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Self
 import orjson
 
 from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
-from molmo_server.engine_pool.wire import LOST, Answer
+from molmo_server.engine_pool.answer import LOST, Answer
 
 logger = logging.getLogger(__name__)
 

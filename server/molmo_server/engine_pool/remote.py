@@ -22,6 +22,7 @@ from pathlib import Path
 import orjson
 
 from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
+from molmo_server.engine_pool.answer import LOST, Answer, LastBytes
 from molmo_server.engine_pool.breaker import Breaker, Trust
 from molmo_server.engine_pool.exchange import (
     CHAT_PATH,
@@ -31,7 +32,7 @@ from molmo_server.engine_pool.exchange import (
     failure,
     lost_on_the_way,
 )
-from molmo_server.engine_pool.wire import LOST, Answer, EngineAddress, EngineClient, LastBytes
+from molmo_server.engine_pool.wire import EngineAddress, EngineClient
 from molmo_server.telemetry.tracing import trace_headers
 
 logger = logging.getLogger(__name__)

@@ -134,9 +134,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._cancel_write_timer()  # it was about the answer before
         super().on_headers_complete()
         writing = partial(self._write_piece, self.cycle)
-        self.scope["extensions"] = {  # type: ignore[typeddict-item]
-            _WRITE_PIECE: writing,
-            _LEAVING: self._leaving,
+        self.scope["extensions"] = {
+            _WRITE_PIECE: writing,  # type: ignore[dict-item]
+            _LEAVING: self._leaving,  # type: ignore[dict-item]
         }
 
     @property
