@@ -113,10 +113,12 @@ class GuardedProtocol(HttpToolsProtocol):
             return
         is_of_a_body = self.cycle is not None and self.cycle.more_body  # perhaps answered already
         super().data_received(data)
-        if is_of_a_body or not self._is_awaiting_head or self.transport.is_closing():
+        if not self._is_awaiting_head or self.transport.is_closing():
             return
         if self._head_timer is None:
             self._await_head()
+        if is_of_a_body:
+            return
         self._n_head_bytes += len(data)
         if self._n_head_bytes > _MAX_HEAD_BYTES:
             self._refuse(
