@@ -332,6 +332,7 @@ class Molmo2ForConditionalGeneration(Molmo2PreTrainedModel, GenerationMixin):
     """Molmo2 with its language head over the base vocabulary: extra tokens are never predicted."""
 
     _tied_weights_keys = {"lm_head.weight": "model.transformer.wte.embedding"}  # noqa: RUF012
+    accepts_loss_kwargs = False  # transformers' Trainer divides the loss by its accumulated steps
 
     def __init__(self, config: Molmo2Config) -> None:
         super().__init__(config)

@@ -18,6 +18,7 @@ from molmo_training.data.example import Batch, Tokenized
 from molmo_training.data.lanes import Plan
 from molmo_training.data.loader import collate
 from molmo_training.data.packing import Budgets, pack_rows
+from molmo_training.pixels import normalised
 from tests.bench.plain_packing import CROP_WEIGHT, N_STEPS, plain_knapsack
 
 Z_WEIGHT = 1e-4
@@ -44,7 +45,7 @@ def plain_batches(plan: Plan) -> Iterator[Batch]:
 
 
 def padded(rows: list[Tokenized], budgets: Budgets) -> Batch:
-    """The rows as one pack of exactly the budgets' tokens and crops."""
+    """The rows as one pack of exactly the budgets' tokens and crops, the latter as numbers."""
     batch = collate([pack_rows(rows)])
     n_tokens = budgets.n_tokens - batch.input_ids.shape[1]
     n_crops = budgets.n_crops - len(batch.crops)
@@ -52,7 +53,7 @@ def padded(rows: list[Tokenized], budgets: Budgets) -> Batch:
     wide = {name: F.pad(getattr(batch, name), (0, n_tokens)) for name in names}
     return Batch(
         **wide,
-        crops=F.pad(batch.crops, (0, 0, 0, 0, 0, n_crops), value=-1),
+        crops=F.pad(normalised(batch.crops), (0, 0, 0, 0, 0, n_crops), value=-1),
         pooling=batch.pooling,
         patch_targets=batch.patch_targets,
         token_targets=batch.token_targets,

@@ -31,6 +31,7 @@ from molmo_training.data.packing import Budgets, pack_rows
 from molmo_training.data.stream import PackedStream
 from molmo_training.forward import Forward
 from molmo_training.launch.plan import Plan
+from molmo_training.pixels import normalised
 from molmo_training.recipes.sft import sft_debug
 from molmo_training.train_config import TrainConfig
 from molmo_training.trainer import Trainer
@@ -39,7 +40,7 @@ from tests.bench.preprocessing import one_core
 from tests.bench.processes import Row
 
 BUDGETS = Budgets(n_tokens=2048, n_crops=48)
-N_PACKS, N_ROUNDS = 2, 1
+N_PACKS, N_ROUNDS = 12, 3
 CONVERSATIONS_PER_BATCH = 8
 
 
@@ -190,7 +191,7 @@ def _apart(row: Tokenized) -> list[Conversation]:
             "labels": torch.cat(
                 [torch.tensor([-100]), torch.where(is_learnt, targets, -100)[part]]
             ),
-            "crops": torch.from_numpy(row.crops),
+            "crops": normalised(torch.from_numpy(row.crops)),
             "pooling": torch.from_numpy(row.pooling),
         }
         for part in parts or [torch.ones_like(is_learnt)]

@@ -59,7 +59,7 @@ class Words:
             weights=np.ones(n_tokens, dtype=np.float32),
             position_ids=np.arange(n_tokens),
             subsegments=nothing,
-            crops=np.zeros((0, 4, 3), dtype=np.float32),
+            crops=np.zeros((0, 4, 3), dtype=np.uint8),
             pooling=np.zeros((0, 1), dtype=np.int64),
             patch_targets=np.zeros((0, 4, 8), dtype=np.float32),
             token_targets=np.zeros((0, 8), dtype=np.float32),

@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from molmo_training.data.example import Tokenized
+from molmo_training.data.example import Batch, Tokenized
 from molmo_training.data.loader import collate
 from molmo_training.data.packing import Budgets, Packer, Size, best_subset, pack_rows
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
 from molmo_training.data.tokenize import Tokenizing
+from molmo_training.loss import LossConfig, token_loss
 from molmo_training.recipes.tiny import VIDEOS, TinyRecipe, build_trainer
 from molmo_training.trainer import Trainer
 from tests.bench.packing import efficiency, our_packs
@@ -35,7 +36,7 @@ def blank_row(n_tokens: int, n_crops: int, pooling: list[list[int]]) -> Tokenize
         weights=np.linspace(0, 1, n_tokens, dtype=np.float32),
         position_ids=np.arange(n_tokens),
         subsegments=np.zeros(n_tokens, dtype=np.int64),
-        crops=np.zeros((n_crops, 729, 3), dtype=np.float32),
+        crops=np.zeros((n_crops, 729, 3), dtype=np.uint8),
         pooling=np.array(pooling, dtype=np.int64).reshape(n_visual, width),
         patch_targets=np.zeros((n_crops, 729, 8), dtype=np.float32),
         token_targets=np.zeros((n_visual, 8), dtype=np.float32),
@@ -140,18 +141,29 @@ def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return trainer
 
 
+def losses_of(trainer: Trainer, batch: Batch) -> list[torch.Tensor]:
+    """Of the tokens, and of each lesson."""
+    decoded = trainer.forward(batch)
+    head = trainer.model.lm_head.weight
+    sums = token_loss(decoded.hidden, head, decoded.targets, decoded.weights, LossConfig())
+    lessons = trainer.lessons
+    assert lessons is not None
+    taught = lessons(decoded, batch, 0.0).values()
+    return [sums.total / sums.weight, *(lesson.loss for lesson in taught)]
+
+
 def test_packed_is_unpacked(trainer: Trainer, examples: list[Tokenized]) -> None:
     """Every loss of the trainer and every gradient, in single precision."""
     packs = [pack_rows(examples[:2]), pack_rows(examples[2:])]
     outcomes = []
     for rows in (examples, packs, [pack_rows(examples)]):
         trainer.model.zero_grad()
-        losses = trainer.losses(collate(rows))
-        torch.stack([losses[0], losses[2], losses[3]]).sum().backward()
+        losses = losses_of(trainer, collate(rows))
+        torch.stack(losses).sum().backward()
         gradients = {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
         outcomes.append(([loss.item() for loss in losses], gradients))
     (losses_alone, gradients_alone), *others = outcomes
-    assert min(losses_alone[0], losses_alone[3]) > 1
+    assert min(losses_alone) > 1
     for losses_packed, gradients_packed in others:
         assert losses_packed == pytest.approx(losses_alone, abs=1e-5)
         for name, gradient in gradients_alone.items():
@@ -166,16 +178,13 @@ def test_an_example_does_not_feel_its_neighbours(
     """Other pixels and positions before it and another example behind it change nothing in it."""
 
     def hidden(rows: list[Tokenized]) -> torch.Tensor:
-        batch = collate([pack_rows(rows)])
-        backbone = trainer.model.model.vision_backbone
         with torch.no_grad():
-            features = backbone(batch.crops, batch.pooling)
-            return trainer._decode(batch, features)[0]
+            return trainer.forward(collate([pack_rows(rows)])).hidden
 
     first, middle, last = examples[:3]
     before, length = len(first.input_ids), len(middle.input_ids)
     plain = hidden([first, middle, last])[before : before + length]
-    other = replace(first, crops=first.crops + 1, position_ids=first.position_ids + 3)
+    other = replace(first, crops=255 - first.crops, position_ids=first.position_ids + 3)
     changed = hidden([other, middle, examples[3]])
     torch.testing.assert_close(changed[before : before + length], plain, atol=1e-5, rtol=0)
     assert (changed[:before] - hidden([first])).abs().max() > 0.1
@@ -193,12 +202,11 @@ def test_a_pack_of_text_alone_needs_no_crops(trainer: Trainer, examples: list[To
 
     batch = collate([pack_rows([text(row) for row in examples[:2]])])
     assert batch.crops.shape[0] == 0
-    backbone = trainer.model.model.vision_backbone
-    features = backbone.pool(backbone.encode(batch.crops), batch.pooling)
-    hidden = trainer._decode(batch, features)
+    hidden = trainer.forward(batch).hidden
     hidden.sum().backward()
     assert hidden.isfinite().all()
-    assert backbone.image_vit.patch_embedding.weight.grad is not None
+    tower = trainer.model.model.vision_backbone.image_vit
+    assert tower.patch_embedding.weight.grad is not None
 
 
 def test_rows_of_different_lengths_cost_no_crops(examples: list[Tokenized]) -> None:

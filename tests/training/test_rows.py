@@ -229,6 +229,14 @@ def test_rates_are_drawn_from_the_generator() -> None:
         MediaSettings(frame_sampling="uniform_last_frame_sample_fps")
 
 
+@pytest.mark.parametrize(("duration_s", "fps", "most"), [(42.333, 3, 128), (5.1667, 6, 32)])
+def test_rounding_lets_no_frame_too_many_in(duration_s: float, fps: float, most: int) -> None:
+    settings = MediaSettings(frame_rates=(fps,))
+    times = frame_times(duration_s, most, settings, np.random.default_rng(0))
+    assert len(times) == most
+    assert times[-1] == duration_s
+
+
 def test_a_part_of_a_video_begins_at_zero(source: Source, clip_path: Path) -> None:
     row = question(
         style="video_short_answer", video=str(clip_path), clip_start_s=1.0, clip_end_s=3.2

@@ -13,6 +13,7 @@ from molmo_core.prompts import Subtitle, Turn, render_chat
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
 from molmo_training.data.example import Branch, Example, MarkedObject
 from molmo_training.data.marks import mark_patches, pooled_targets, shown_objects
+from molmo_training.data.scenes import image_example
 from molmo_training.data.tokenize import Tokenizing
 from molmo_training.data.tree import PREFIX_SUBSEGMENT, Weighting
 from molmo_training.recipes.tiny import IMAGES
@@ -174,3 +175,14 @@ def test_learnt_tokens_know_what_they_are_about(tokenizing: Tokenizing) -> None:
     patch_id = tokenizing.encode(IM_PATCH)[0]
     assert (row.shows > 0).sum() >= 1
     assert set(row.input_ids[row.shows > 0].tolist()) == {patch_id}
+
+
+def test_a_tokenizer_with_a_first_token_of_its_own_begins_rows_with_it(
+    tokenizing: Tokenizing,
+) -> None:
+    example = image_example(np.random.default_rng(3))
+    usual, own = tokenizing(example), replace(tokenizing, bos_id=7)(example)
+    assert usual.input_ids[0] == tokenizing.encode("<|im_end|>")[0]
+    assert own.input_ids[0] == 7
+    assert np.array_equal(own.input_ids[1:], usual.input_ids[1:])
+    assert np.array_equal(own.targets, usual.targets)

@@ -10,6 +10,7 @@ import torch
 
 from molmo_training.data.scenes import image_example
 from molmo_training.optim import GroupConfig, OptimConfig
+from molmo_training.pixels import normalised
 from molmo_training.recipes.object_lessons import ObjectProbe
 from molmo_training.recipes.tiny import IMAGES, build_model
 from molmo_training.recipes.tower import PictureStream, TowerConfig, train_tower
@@ -31,11 +32,11 @@ def test_it_learns_what_it_is_shown_again(tmp_path: Path) -> None:
     backbone = build_model(0).model.vision_backbone
     probe = ObjectProbe(384, 4, 6, place_columns=(3, 4))
     batch = PictureStream(make, IMAGES, batch_size=4, seed=5).batch(0)
-    before = probe(backbone.encode(batch[0]), batch[1]).item()
+    before = probe(backbone.encode(normalised(batch[0])), batch[1]).item()
     optim = OptimConfig(vit=GroupConfig(lr=3e-3, warmup_steps=5), muon=True)
     config = TowerConfig(folder=tmp_path, n_steps=60, optim=optim, log_every=30)
     train_tower(backbone, probe, [batch] * 60, config)
-    assert probe(backbone.encode(batch[0]), batch[1]).item() < 0.5 * before
+    assert probe(backbone.encode(normalised(batch[0])), batch[1]).item() < 0.5 * before
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["tower_step"] for line in lines] == [30, 60]
     assert lines[-1]["colour"] > 0.9

@@ -14,6 +14,7 @@ from molmo_core.videos import VideoGeometry
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration, attention_mask
 from molmo_training.data.example import Branch, Example, Tokenized
 from molmo_training.data.tokenize import Tokenizing
+from molmo_training.pixels import normalised
 from tests.support.reference_values import reference_model, reference_tokenizer
 
 BRANCHES = tuple(
@@ -27,9 +28,8 @@ def losses(model: Molmo2ForConditionalGeneration, row: Tokenized) -> list[float]
     """Cross-entropy of each learnt token, branch after branch."""
     ids = torch.from_numpy(row.input_ids)[None]
     backbone = model.model.vision_backbone
-    features = backbone.pool(
-        backbone.encode(torch.from_numpy(row.crops)), torch.from_numpy(row.pooling)
-    )
+    crops = normalised(torch.from_numpy(row.crops))
+    features = backbone.pool(backbone.encode(crops), torch.from_numpy(row.pooling))
     visual = torch.isin(ids, torch.tensor(model.config.visual_token_ids))
     subsegments = torch.from_numpy(row.subsegments)[None]
     mask = attention_mask(torch.ones_like(ids, dtype=torch.bool), visual, subsegments)

@@ -9,6 +9,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,12 @@ def train_command(
     held_out: Annotated[
         tuple[Path, ...], Parameter(negative=(), help="Your own files whose loss is only looked at")
     ] = (),
+    allow_absolute: Annotated[
+        bool, Parameter(negative=(), help="Your own files may name media outside of their folder")
+    ] = False,
+    time_limit: Annotated[
+        float | None, Parameter(help="Seconds after which to save and end, to go on later")
+    ] = None,
     dry_run: Annotated[
         bool, Parameter(negative=(), help="Tell shares, tokens, parameters and memory; no weights")
     ] = False,
@@ -85,7 +92,12 @@ def train_command(
     Started by torchrun it uses all its processes. A run that gets SIGTERM saves its state and ends
     with code 0.
     """
-    config = configured(recipe, set_, init=init, data=data, held_out=held_out)
+    given = {
+        "data.allow_absolute": "true" if allow_absolute else None,
+        "saving.time_limit_s": time_limit,
+    }
+    named = tuple(f"{name}={value}" for name, value in given.items() if value is not None)
+    config = configured(recipe, (*set_, *named), init=init, data=data, held_out=held_out)
     if print_config:
         _say(json.dumps(config.document(), indent=2))
         return
@@ -112,8 +124,9 @@ def configured(
 ) -> TrainConfig:
     """The settings of a recipe as the command line changes them. Raises MolmoError."""
     if recipe not in RECIPES:
-        near = difflib.get_close_matches(recipe, RECIPES, n=3) or list(RECIPES)
-        raise TrainingError(f"there is no recipe {recipe}; there are {', '.join(near)}")
+        near = _near(recipe)
+        meant = f" did you mean {' or '.join(near)}?" if near else ""
+        raise TrainingError(f"there is no recipe {recipe};{meant} there are {', '.join(RECIPES)}")
     config = RECIPES[recipe]()
     if data or held_out:
         config = with_own_data(config, data, held_out)
@@ -127,6 +140,18 @@ def configured(
     if not config.data.mixture.parts:
         raise TrainingError(f"{recipe} trains on your own data; name its files with --data")
     return config
+
+
+def _near(recipe: str) -> list[str]:
+    """Recipes of the same words in another order or joined otherwise, or of nearly the same."""
+
+    def in_order(name: str) -> str:
+        return "-".join(sorted(re.split(r"[^a-z0-9]+", name.lower())))
+
+    named = {in_order(name): name for name in RECIPES}
+    if in_order(recipe) in named:
+        return [named[in_order(recipe)]]
+    return [named[n] for n in difflib.get_close_matches(in_order(recipe), named, n=2)]
 
 
 def _say(text: str) -> None:

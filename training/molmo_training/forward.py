@@ -34,6 +34,7 @@ from molmo_training.parallel.ring import Ring
 from molmo_training.parallel.sharding import as_root
 from molmo_training.parallel.split import places_of_ranks, vision_share
 from molmo_training.parallel.ulysses import Ulysses, check_heads
+from molmo_training.pixels import normalised
 
 AttentionKind = Literal["auto", "dense", "blocks", "flex"]
 
@@ -140,7 +141,7 @@ class Forward(nn.Module):
         if not n_tokens:
             pooling = pooling.new_zeros(1, max(pooling.shape[1], 1))
         backbone = self.model.model.vision_backbone
-        patches = backbone.encode(crops)
+        patches = backbone.encode(normalised(crops))
         features = backbone.pool(patches, pooling)
         return patches[:n_crops], features[:n_tokens]
 

@@ -55,7 +55,7 @@ class TrainedParts:
     the embedding alone."""
 
     def frozen(self, *, has_tied_head: bool = False) -> tuple[str, ...]:
-        """Patterns for `freeze`. A head that was the embedding stays with it.
+        """Patterns for `freeze`. A head that is the embedding is frozen or trained with it.
 
         `OpenedCheckpoint.has_tied_head` tells, of what the training begins with.
         """
@@ -64,8 +64,9 @@ class TrainedParts:
         patterns += () if self.ft_connector else CONNECTOR
         if self.ft_llm:
             ends: tuple[str, ...] = _FROZEN_ENDS[self.ft_embedding]
-            if has_tied_head and EMBEDDING in ends and HEAD not in ends:
-                ends += (HEAD,)
+            if has_tied_head:
+                both = (EMBEDDING, HEAD) if EMBEDDING in ends else ()
+                ends = (*both, *(end for end in ends if end not in (EMBEDDING, HEAD)))
             patterns += ends
         return patterns
 

@@ -10,7 +10,9 @@ Knows: modules and parameters. Does not know: files and merging (`checkpoints.ad
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -61,12 +63,17 @@ class LoraLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         std = (3 * linear.in_features) ** -0.5
-        a = draw_normal((config.rank, linear.in_features), std=std, seed=seed, name=name)
+        shape = (config.rank, linear.in_features)
+        self._draw_a = partial(draw_normal, shape, std=std, seed=seed, name=name)
         device = linear.weight.device
-        self.lora_a = nn.Parameter(a.to(device))
-        self.lora_b = nn.Parameter(a.new_zeros(linear.out_features, config.rank, device=device))
+        self.lora_a = nn.Parameter(self._draw_a().to(device))
+        self.lora_b = nn.Parameter(torch.zeros(linear.out_features, config.rank, device=device))
         self.dropout = nn.Dropout(config.dropout)
         self.scale = config.scale
+
+    def initial_a(self) -> Tensor:
+        """`lora_a` as it starts, on the CPU; `lora_b` starts as zeros."""
+        return self._draw_a()
 
     def forward(self, x: Tensor) -> Tensor:
         added = F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b)

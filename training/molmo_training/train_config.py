@@ -93,6 +93,8 @@ class DataConfig:
     """What a rank computes at a time."""
     files: tuple[Path, ...] = ()
     """A user's own data, in the mixture under the names of the files."""
+    allow_absolute: bool = False
+    """Whether those may name media outside of their folder."""
     folder: Path | None = None
     """Where the registered datasets are; None: as the environment says."""
     leave_out_missing: bool = False
@@ -106,8 +108,9 @@ class DataConfig:
     subtitles_within_s: float | None = 1.0
     seed: int = 50_189
     buffer_size: int = 48
-    n_bad_allowed: int = 3
+    n_bad_allowed: int = 10
     bad_share_allowed: float = 0.01
+    """Bad examples that each lane of the stream leaves out: a share of all, and some more."""
     n_workers: int = 2
     n_prefetched: int = 2
     held_out: tuple[HeldOutConfig, ...] = ()
@@ -141,6 +144,12 @@ class SavingConfig:
     """None: where it is installed."""
     wandb: WandbConfig | None = None
 
+    def __post_init__(self) -> None:
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
+            raise TrainingError(
+                f"saving.time_limit_s is {self.time_limit_s:g}; give seconds above 0, or None"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainerConfig):
@@ -164,13 +173,25 @@ MAY_DIFFER = (
     "log_every",
     "save_every",
     "validate_every",
-    "compute.*",
-    "parallel.*",
+    "compute.device",
+    "compute.activation_checkpointing",
+    "compute.compile_blocks",
+    "compute.n_threads",
+    "compute.steps_between_collections",
+    "compute.attention",
+    "parallel.context_degree",
+    "parallel.context_kind",
+    "parallel.replicas",
+    "parallel.shard",
+    "loss.chunk_size",
     "saving.*",
     "data.folder",
+    "data.allow_absolute",
     "data.packs_per_batch",
     "data.n_workers",
     "data.n_prefetched",
     "data.held_out*",
+    "data.n_bad_allowed",
+    "data.bad_share_allowed",
 )
 """Fields that a run may go on with other values of: they do not decide what is learnt."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from molmo_core.errors import TrainingError
+from molmo_core.errors import DataError, MolmoError, TrainingError
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training import ranks
 from molmo_training.compute import (
@@ -117,6 +117,8 @@ class Progress:
     """Read, padding not counted."""
     loss_tokens: int = 0
     """Learnt."""
+    data_shares: Mapping[str, float] = field(default_factory=dict)
+    """What the run draws: the share of each dataset, for who describes it."""
 
 
 class _Sums(NamedTuple):
@@ -140,8 +142,8 @@ class Trainer:
 
     `forward` runs the model on a batch; `states` keeps the run; `show` gets a line of figures now
     and then; `data_state` says where the batches stand; `stop_asked` whether to end after this
-    step. `n_micro_batches` of each rank make a step; `n_copies` ranks see the same batch (context
-    parallelism).
+    step, the same on all ranks. `n_micro_batches` of each rank make a step; `n_copies` ranks see
+    the same batch (context parallelism).
     """
 
     def __init__(
@@ -194,13 +196,13 @@ class Trainer:
         with steady_collections(self.config.compute):
             while self.progress < 1:
                 began = time.monotonic()
-                step_batches = list(islice(source, self.n_micro_batches))
+                step_batches = self._read(source)
                 if len(step_batches) < self.n_micro_batches:
                     break
                 waited = time.monotonic() - began
                 figures = self.advance(step_batches)
                 spent = time.monotonic() - began
-                seconds, waited, stops = self._agreed(spent, waited, float(self.stop_asked()))
+                seconds, waited = self._agreed(spent, waited)
                 self.at.seconds += seconds
                 window.wait(waited)
                 if self.at.step % self.config.log_every == 0:
@@ -210,7 +212,7 @@ class Trainer:
                 if self.at.step % self.config.save_every == 0 and self.progress < 1:
                     self._save_on_the_way()
                 collect_at(self.at.step, self.config.compute)
-                if stops:
+                if self.stop_asked():
                     break
         if first_step < self.at.step and self.progress >= 1:
             self._validate_at_end()
@@ -218,8 +220,27 @@ class Trainer:
         self.save()
         self.states.wait()
 
+    def _read(self, source: Iterator[Batch]) -> list[Batch]:
+        """The batches of a step. Where a rank cannot read them, all save what is learnt and end.
+
+        Raises MolmoError.
+        """
+        data, problem, batches = self.data_state(), None, []
+        try:
+            batches = list(islice(source, self.n_micro_batches))
+        except MolmoError as error:
+            problem = error
+        if self._agreed_sum(float(problem is not None)):
+            self._finish_saving()
+            if self.at.step:
+                self.save(data)
+            self.states.wait()
+            raise problem or DataError("the data of another rank cannot be read; it says why")
+        return batches
+
     def _save_on_the_way(self) -> None:
         """A disk that is full now may have room at the next save."""
+        self._finish_saving()
         try:
             self.save()
         except TrainingError as error:
@@ -241,6 +262,8 @@ class Trainer:
         self.optimizer.zero_grad()
         divisor = self._weight_of(batches)
         losses, lessons = self._backward(batches, divisor)
+        if lessons:
+            lessons = dict(zip(lessons, self._agreed(*lessons.values()), strict=True))
         sums = self._summed(batches, losses, divisor)
         figures = _means(sums, config.loss.z_weight > 0) | lessons
         if not math.isfinite(sum(figures.values())):
@@ -279,14 +302,15 @@ class Trainer:
         if self.at.step % self.config.validate_every:
             self.validate()
 
-    def save(self) -> None:
+    def save(self, data: Mapping[str, Any] | None = None) -> None:
+        """Keep the run as it stands; `data` where the batches stood at the last step."""
         self.states.save(
             self.at.step,
             model=self.model,
             optimizers=self.optimizer.parts,
             beside=self.lessons,
-            data=self.data_state(),
-            progress={f.name: getattr(self.at, f.name) for f in fields(self.at)},
+            data=self.data_state() if data is None else data,
+            progress=asdict(self.at),
             config=self.description,
         )
 

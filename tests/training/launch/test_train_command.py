@@ -9,18 +9,25 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from molmo_client.__main__ import main
 from molmo_core.checkpoints import FolderStore
+from molmo_core.errors import CheckpointError
 from molmo_training.checkpoints.opened import open_checkpoint
+from molmo_training.checkpoints.origin import Origin, read_origin
 from molmo_training.commands import configured
 from molmo_training.launch import running
 from molmo_training.launch.following import EVALUATIONS, Following
 from molmo_training.launch.plan import Plan
+from molmo_training.parallel.mesh import ALONE
+from molmo_training.runs.card import card_of_run
 from molmo_training.train_config import SavingConfig
 
 TINY = str(files("molmo_hf") / "checkpoints" / "molmo2-tiny")
@@ -84,10 +91,12 @@ def test_a_run_leaves_figures_settings_and_checkpoints(run: Path) -> None:
     assert [p.name for p in sorted(run.glob("step*"))] == ["step2", "step4"]
     opened = open_checkpoint(run)
     assert (opened.step, opened.differences()) == (4, [])
-    frozen = "model.transformer.wte.embedding"
     start = running.tiny.build_model(6198).state_dict()
-    assert torch.equal(opened.weights.read(frozen), start[frozen])
-    assert not torch.equal(opened.weights.read("lm_head.weight"), start["lm_head.weight"])
+    for name in ("model.transformer.wte.embedding", "lm_head.weight"):
+        assert not torch.equal(opened.weights.read(name), start[name])
+    card = card_of_run(run, name="small")
+    assert sum(card.data_shares.values()) == pytest.approx(1)
+    assert "| drawn_captions | 60.00 % |" in card.text()
 
 
 def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(run: Path, tmp_path: Path) -> None:
@@ -99,6 +108,86 @@ def test_a_run_that_was_cut_goes_on_as_if_it_had_not_been(run: Path, tmp_path: P
     whole, again = open_checkpoint(run).weights, open_checkpoint(cut).weights
     for name in whole.shapes():
         assert torch.equal(whole.read(name), again.read(name)), name
+
+
+def test_a_full_disk_and_a_time_limit_end_a_run_early(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = tmp_path / "run"
+    shutil.copytree(run, cut)
+    shutil.rmtree(cut / "step4")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10_000_000))
+        assert main(command("pretrain-debug", "--run", str(cut))) == 1
+    assert "GB are free on the disk of 'run': make room" in capsys.readouterr().err
+    assert not (cut / "step4").exists()
+    assert main(command("pretrain-debug", "--run", str(cut), "--time-limit", "0.001")) == 0
+    assert f"{cut}: step 3 of 4" in capsys.readouterr().out
+    assert open_checkpoint(cut).step == 3
+
+
+def own_pictures(folder: Path, n: int, *, broken: set[int]) -> Path:
+    """Rows of which some have a picture that ends in its middle."""
+    folder.mkdir()
+    lines = []
+    for index in range(n):
+        file = folder / f"{index}.png"
+        noise = np.random.default_rng(index).integers(0, 255, (130, 130, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(file)
+        if index in broken:
+            file.write_bytes(file.read_bytes()[:2000])
+        lines.append(json.dumps({"image": file.name, "question": "a", "answer": "b"}) + "\n")
+    (folder / "own.jsonl").write_text("".join(lines))
+    return folder / "own.jsonl"
+
+
+def test_too_many_bad_examples_end_a_run_that_can_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = own_pictures(tmp_path / "rows", 24, broken=set(range(0, 24, 2)))
+    settings = (*SMALL[:-1], "n_steps=20", "save_every=1000", "data.media.max_frames=4")
+    run = tmp_path / "run"
+    options = ("--init", TINY, "--data", str(data), "--run", str(run))
+    allowed = ("data.n_bad_allowed=4", "data.bad_share_allowed=0")
+    assert main(command("finetune", *options, settings=(*settings, *allowed))) == 1
+    assert "Repair or leave out these examples, or allow more" in capsys.readouterr().err
+    saved = open_checkpoint(run).step
+    assert 0 < saved < 20
+    allowed = ("data.n_bad_allowed=4000", f"n_steps={20}")
+    assert main(command("finetune", *options, settings=(*settings, *allowed))) == 0
+    assert open_checkpoint(run).step == 20
+    assert list(figures(run)["loss"]) == list(range(1, 21))
+
+
+def test_a_damaged_held_out_picture_is_not_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    learnt = own_pictures(tmp_path / "rows", 4, broken=set())
+    held_out = own_pictures(tmp_path / "looked_at", 3, broken={0, 2}).rename(
+        tmp_path / "looked_at" / "other.jsonl"
+    )
+    settings = (*SMALL[:-1], "n_steps=1", "validate_every=1", "data.media.max_frames=4")
+    run = tmp_path / "run"
+    options = ("--init", TINY, "--data", str(learnt), "--held-out", str(held_out))
+    assert main(command("finetune", *options, "--run", str(run), settings=settings)) == 0
+    assert figures(run)["other/loss"][1] > 0
+    assert "other[0] is not looked at" in caplog.text
+    assert "other[1]" not in caplog.text
+
+
+def test_own_data_elsewhere_has_to_be_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, picture = tmp_path / "rows", tmp_path / "picture.png"
+    folder.mkdir()
+    Image.new("RGB", (130, 130), (200, 0, 0)).save(picture)
+    row = {"image": str(picture), "question": "a", "answer": "b"}
+    (folder / "own.jsonl").write_text(json.dumps(row) + "\n")
+    options = ("--init", TINY, "--data", str(folder / "own.jsonl"), "--dry-run")
+    settings = (*SMALL[:-1], "n_steps=1", "data.media.max_frames=4")
+    assert main(command("finetune", *options, settings=settings)) == 1
+    assert "allow other places with --allow-absolute" in capsys.readouterr().err
+    assert main(command("finetune", *options, "--allow-absolute", settings=settings)) == 0
 
 
 def test_other_settings_are_refused_before_weights_are_made(
@@ -137,7 +226,7 @@ def test_dry_run_tells_shares_tokens_and_parameters(capsys: pytest.CaptureFixtur
     lines = {line.split()[0]: line.split() for line in said.splitlines() if line}
     assert lines["drawn_captions"][1:3] == ["200,000", "60.000%"]
     assert lines["drawn_points_one"][2] == "10.000%"
-    assert lines["llm"][1:] == ["2,460,480", "98,304"]
+    assert lines["llm"][1:] == ["2,558,784", "0"]
     assert lines["vit"][1:] == ["1,908,096", "0"]
     assert "pretrain-debug: 4 steps of 2 packs, 1 rank" in said
     assert "tokens (" in said
@@ -151,7 +240,7 @@ def test_a_tied_head_stays_the_embedding(tmp_path: Path) -> None:
     for assignments, is_trained in (((), False), (whole, True)):
         config = configured("finetune", assignments, init=native, data=(tmp_path / "own.jsonl",))
         plan = Plan(config)
-        model = running.prepared_model(plan, torch.device("cpu"))
+        model, _ = running.prepared_model(plan, ALONE, torch.device("cpu"))
         embedding = model.model.transformer.wte.embedding
         assert model.lm_head.weight is embedding
         assert embedding.requires_grad is is_trained
@@ -167,10 +256,47 @@ def test_adapters_are_trained_and_read_as_a_whole_checkpoint(tmp_path: Path) -> 
     assert main(command("finetune-lora", *options, settings=settings)) == 0
     opened, start = open_checkpoint(run), open_checkpoint(Path(TINY))
     assert opened.differences() == []
+    assert not opened.is_tied
     name = "model.transformer.blocks.0.self_attn.att_proj.weight"
     moved = (opened.weights.read(name) - start.weights.read(name).float()).abs().max().item()
     assert 0 < moved < 0.01
     assert torch.equal(opened.weights.read("lm_head.weight"), start.weights.read("lm_head.weight"))
+
+
+def test_a_run_with_adapters_keeps_only_what_it_trains_and_says_where_the_rest_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, run, start = tmp_path / "own.jsonl", tmp_path / "run", tmp_path / "start"
+    own.write_text('{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d"}\n')
+    shutil.copytree(TINY, start)
+    settings = (*SMALL[:-1], "n_steps=2", "save_every=1", "model.lora.rank=2")
+
+    def train(begin: Path, *more: str) -> int:
+        options = ("--init", str(begin), "--data", str(own), "--run", str(run))
+        given = (*settings, "data.media.max_frames=4", *more)
+        return main(command("finetune-lora", *options, settings=given))
+
+    assert train(start) == 0
+    whole = open_checkpoint(run)
+    read = {name: whole.weights.read(name) for name in whole.weights.shapes()}
+    state = sum(file.stat().st_size for file in (run / "step2").rglob("*"))
+    assert state < 0.3 * (start / "model.safetensors").stat().st_size
+    shutil.rmtree(run / "step2")
+    moved = start.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"the rest is in .*start', which is not there"):
+        open_checkpoint(run)
+    assert train(moved) == 0  # from elsewhere: the same weights are enough
+    again = open_checkpoint(run)
+    assert read_origin(again.folder) == Origin.of(moved)
+    assert all(torch.equal(again.weights.read(name), read[name]) for name in read)
+    weights = moved / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"moved' holds other weights"):
+        open_checkpoint(run)
+    assert train(moved) == 1
+    assert "put those that the run began with there" in capsys.readouterr().err
 
 
 def test_a_mixture_goes_on_without_what_is_missing(
@@ -198,7 +324,11 @@ def test_print_config_is_json_of_every_setting(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["pretran"], "there is no recipe pretran; there are pretrain"),
+        (["pretran"], "there is no recipe pretran; did you mean pretrain or pretrain-debug? there"),
+        (["debug_pretrain"], "no recipe debug_pretrain; did you mean pretrain-debug? there are"),
+        (["LoRA finetune"], "did you mean finetune-lora? there are"),
+        (["zzz"], "there is no recipe zzz; there are pretrain, sft, long-context, finetune"),
+        (["pretrain-debug", "--time-limit", "0"], "saving.time_limit_s is 0; give seconds above 0"),
         (["sft"], "sft starts from a checkpoint; name its folder with --init"),
         (["sft", "--init", "nowhere"], "there is no folder 'nowhere'; expected a checkpoint"),
         (["finetune", "--init", TINY], "finetune trains on your own data; name its files"),
@@ -237,3 +367,15 @@ def test_wrong_settings_are_said_before_weights_are_loaded(
     assert main(["train", *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_whatever_a_publication_fails_of_the_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no memory is left")
+
+    monkeypatch.setattr("molmo_training.launch.following.Publishing.publish", fails)
+    with Following(SavingConfig(publish_to=str(tmp_path / "store")), tmp_path) as following:
+        following.saved(tmp_path / "step4")
+    assert "step4 is not published" in caplog.text

@@ -297,3 +297,19 @@ def test_a_new_state_is_announced_before_older_ones_go(tmp_path: Path) -> None:
         ("step3", {"step2", "step3"}),
     ]
     assert RunState(tmp_path).latest() == 3
+
+
+def test_a_failure_of_what_follows_loses_no_state(tmp_path: Path) -> None:
+    def fails(_: Path) -> None:
+        raise OSError(errno.EIO, "the store is away")
+
+    run, state = ToyRun(), RunState(tmp_path, keep=1, on_saved=fails)
+    for _ in range(2):
+        run.advance(1)
+        run.save(state)
+        with pytest.raises(TrainingError, match=r"step\d is saved; what was to follow"):
+            state.wait()
+    assert step_folder.whole_steps(tmp_path) == [2]
+    run.save(state)  # again, as at the end of a run: the step stands already
+    state.wait()
+    state.close()

@@ -43,6 +43,7 @@ from molmo_training.checkpoints.native_weights import (
     ShardedWeights,
     UnshardedWeights,
 )
+from molmo_training.checkpoints.origin import read_origin
 from molmo_training.checkpoints.run_weights import (
     RUN_SETTINGS as RUN_SETTINGS,
 )
@@ -54,7 +55,7 @@ from molmo_training.checkpoints.run_weights import (
     settings_of,
 )
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
-from molmo_training.checkpoints.weight_views import OnlyRead, Renamed, shape_differences
+from molmo_training.checkpoints.weight_views import OnlyRead, Overlaid, Renamed, shape_differences
 
 SHARDED, UNSHARDED = "model_and_optim", "model.pt"
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
@@ -266,8 +267,13 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
     config = Molmo2Config(**fields)
     processor = load_processor(settings)
     weights: Weights
+    is_tied: bool | None = None
     if kind is Kind.RUN:
         weights, step = run_weights(folder)
+        if (origin := read_origin(folder)) is not None:
+            start = open_checkpoint(origin.folder())
+            is_tied = start.is_tied and HEAD not in weights.shapes()
+            weights = Overlaid(start.weights, weights)
         if (settings / ADAPTER_CONFIG).exists():
             weights = merged_state(weights, read_adapter_config(settings))
     else:
@@ -279,7 +285,7 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
         images=processor.image_geometry(),
         videos=processor.video_geometry(),
         weights=WithHead(weights),
-        is_tied=HEAD not in weights.shapes(),
+        is_tied=HEAD not in weights.shapes() if is_tied is None else is_tied,
         own_tokenizer=processor.tokenizer,
         step=step,
     )

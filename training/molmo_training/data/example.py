@@ -82,7 +82,7 @@ class Tokenized:
     weights: NDArray[np.float32]  # (S,) 0 where nothing is learnt
     position_ids: NDArray[np.int64]  # (S,)
     subsegments: NDArray[np.int64]  # (S,)
-    crops: NDArray[np.float32]  # (C, P, pixels)
+    crops: NDArray[np.uint8]  # (C, P, pixels)
     pooling: NDArray[np.int64]  # (M, K) into C · P, −1 = none
     patch_targets: NDArray[np.float32]  # (C, P, 8): see `marks.mark_patches`
     token_targets: NDArray[np.float32]  # (M, 8): those of a visual token's first marked patch
@@ -100,7 +100,7 @@ class Batch:
     position_ids: Tensor  # (B, S)
     subsegments: Tensor  # (B, S)
     valid: Tensor  # (B, S) bool
-    crops: Tensor  # (C, P, pixels)
+    crops: Tensor  # (C, P, pixels) bytes, see `pixels.normalised`
     pooling: Tensor  # (M, K)
     patch_targets: Tensor  # (C, P, 8)
     token_targets: Tensor  # (M, 8)

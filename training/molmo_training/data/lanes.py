@@ -87,9 +87,10 @@ class StreamConfig:
     buffer_size: int = 48
     rows_per_batch: int = 1
     seed: int = 50_189
-    n_bad_allowed: int = 3
+    n_bad_allowed: int = 10
     bad_share_allowed: float = 0.01
-    """A lane leaves out bad examples up to `n_bad_allowed` and this share of what it drew."""
+    """A lane leaves out this share of what it drew, and `n_bad_allowed` more: among many lanes some
+    meet several bad examples early."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +161,11 @@ class Lane:
         self.bad.append(f"{draw}: {type(error).__name__}: {error}")
         state, config = self.state, self.plan.config
         self.state = replace(state, n_bad=state.n_bad + 1)
-        allowed = max(config.n_bad_allowed, config.bad_share_allowed * state.n_drawn)
+        allowed = config.n_bad_allowed + int(config.bad_share_allowed * state.n_drawn)
         if self.state.n_bad > allowed:
             raise DataError(
                 f"{self.state.n_bad} of the {state.n_drawn} examples of lane {self.number} were "
-                f"bad, {allowed:.0f} are allowed. The last: {'; '.join(self.bad[-3:])}. Repair or "
+                f"bad, {allowed} are allowed. The last: {'; '.join(self.bad[-3:])}. Repair or "
                 "leave out these examples, or allow more"
             ) from error
 

@@ -119,4 +119,6 @@ def times_at_best_rate(duration_s: float, max_frames: int, rates: Sequence[float
 def _times_with_end(duration_s: float, max_frames: int, rate: float | None) -> list[float]:
     if rate is None or (max_frames - 1) / rate < duration_s:
         return [float(t) for t in np.linspace(0, duration_s, num=max_frames)]
-    return [*(float(t) for t in np.arange(0.0, duration_s, 1 / rate)), float(duration_s)]
+    # Rounding may let one time too many in before the end.
+    times_s = np.arange(0.0, duration_s, 1 / rate)[: max_frames - 1]
+    return [*(float(t) for t in times_s), float(duration_s)]

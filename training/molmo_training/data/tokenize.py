@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from molmo_core.errors import InvalidExample
 from molmo_core.images import (
     ImageGeometry,
-    ImageGrid,
-    PreparedImage,
+    cut_image,
     grid_of,
+    image_pooling,
     image_tokens,
-    prepare_image,
     tiling_of,
 )
 from molmo_core.prompts import (
@@ -32,7 +31,13 @@ from molmo_core.prompts import (
     user_turn,
 )
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
-from molmo_core.videos import VideoGeometry, frame_tokens, prepare_frames, timestamp_text
+from molmo_core.videos import (
+    VideoGeometry,
+    cut_frames,
+    frame_pooling,
+    frame_tokens,
+    timestamp_text,
+)
 from molmo_training.data.example import Branch, Example, Tokenized
 from molmo_training.data.marks import mark_patches, pooled_targets, shown_objects
 from molmo_training.data.tree import (
@@ -65,6 +70,13 @@ class _Prefix(NamedTuple):
     n_crops: int
 
 
+class _Media(NamedTuple):
+    """A picture or a video, cut."""
+
+    crops: NDArray[np.uint8]  # (C, P, pixels)
+    pooling: NDArray[np.int64]  # (M, K) into C · P
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tokenizing:
     """What turns examples into arrays: the text encoder and the geometry of the media."""
@@ -76,6 +88,8 @@ class Tokenizing:
     weighting: Weighting = UNWEIGHTED
     """Where a branch does not say otherwise."""
     limits: TreeLimits = UNLIMITED
+    bos_id: int | None = None
+    """First token of every row; None: that which ends a turn, for tokenizers without one."""
     last_answer_only: bool = False
     """Whether earlier answers of a conversation are only read."""
     max_answer_tokens: int | None = None
@@ -91,7 +105,8 @@ class Tokenizing:
         prefix = self._prefix(example)
         eos = self.encode(TURN_END)
         branches = [self._branch(branch, eos) for branch in example.branches]
-        tree = build_tree(eos + prefix.ids, branches, eos[0], self.limits)
+        first = eos[0] if self.bos_id is None else self.bos_id
+        tree = build_tree([first, *prefix.ids], branches, eos[0], self.limits)
         if int((tree.input_ids == self.encode(IM_PATCH)[0]).sum()) != prefix.n_visual:
             raise InvalidExample("a text of the example spells out visual tokens: take them out")
         return Outline(tree=tree, n_crops=prefix.n_crops)
@@ -149,9 +164,10 @@ class Tokenizing:
             return self.images
         return replace(self.images, max_crops=example.max_crops)
 
-    def _media(self, example: Example) -> list[PreparedImage]:
+    def _media(self, example: Example) -> list[_Media]:
         if len(example.frames):
-            return [prepare_frames(np.asarray(example.frames), self.videos)]
+            crops = cut_frames(np.asarray(example.frames), self.videos)
+            return [_Media(crops, frame_pooling(len(crops), self.videos))]
         geometry = self._image_geometry(example)
         media = []
         for picture in example.images:
@@ -161,7 +177,7 @@ class Tokenizing:
                     f"a picture has {pixels.shape[:2]} pixels where its header says "
                     f"{picture.shape[:2]}: replace the file"
                 )
-            media.append(_seen_once(prepare_image(pixels, geometry)))
+            media.append(_cut_once(pixels, geometry))
         return media or [_no_media(self.images)]
 
     def _subtitles(self, example: Example) -> str:
@@ -232,27 +248,27 @@ def _or_default(value: bool | None, default: bool) -> bool:
     return default if value is None else value
 
 
-def _no_media(geometry: ImageGeometry) -> PreparedImage:
+def _no_media(geometry: ImageGeometry) -> _Media:
     n_patches, n_values = geometry.crop_patches**2, geometry.patch_px**2 * 3
     n_pooled = int(np.prod(geometry.pooling_hw))
-    return PreparedImage(
-        np.zeros((0, n_patches, n_values), dtype=np.float32),
+    return _Media(
+        np.zeros((0, n_patches, n_values), dtype=np.uint8),
         np.zeros((0, n_pooled), dtype=np.int64),
-        ImageGrid(0, 0, 0, 0),
     )
 
 
-def _seen_once(image: PreparedImage) -> PreparedImage:
+def _cut_once(pixels: NDArray[np.uint8], geometry: ImageGeometry) -> _Media:
     """Without the tile of an image that is a single one: it is the view of the whole, so that the
     tower would compute the same twice. The visual tokens stay."""
-    if len(image.crops) != 2:
-        return image
-    n = image.crops.shape[1]
-    pooling = np.where(image.pooling >= n, image.pooling - n, image.pooling)
-    return image._replace(crops=image.crops[:1], pooling=pooling)
+    crops = cut_image(pixels, geometry)
+    pooling = image_pooling(*tiling_of(pixels.shape[:2], geometry), geometry)
+    if len(crops) != 2:
+        return _Media(crops, pooling)
+    n = crops.shape[1]
+    return _Media(crops[:1], np.where(pooling >= n, pooling - n, pooling))
 
 
-def _joint_pooling(media: Sequence[PreparedImage]) -> NDArray[np.int64]:
+def _joint_pooling(media: Sequence[_Media]) -> NDArray[np.int64]:
     """Indices of each image, shifted behind the patches of the images before it."""
     shifted, first = [], 0
     for part in media:

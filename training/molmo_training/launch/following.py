@@ -42,9 +42,14 @@ class Following:
         config = self._config
         if config.publish_to is None:
             return
-        manifest = Publishing(
+        publishing = Publishing(
             store=config.publish_to, name=config.publish_name, keep=config.publish_keep
-        ).publish(state)
+        )
+        try:
+            manifest = publishing.publish(state)
+        except Exception:  # the training does not depend on it
+            logger.exception("%s is not published", state.name)
+            return
         if manifest is not None and config.evaluation:
             self._evaluate(manifest.id, manifest.step)
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from molmo_core.errors import DataError, MolmoError
+from molmo_core.errors import DataError
 from molmo_training.data.example import Batch, Tokenized
 from molmo_training.data.lanes import RowSource, SizedRow
 from molmo_training.data.loader import collate
@@ -41,8 +41,9 @@ class HeldOutPacks:
         n_batches = -(-len(self._packs) // (n_readers * self.packs_per_batch))
         for number in range(n_batches):
             begin = number * self.packs_per_batch
-            rows = [self._row(pack) for pack in mine[begin : begin + self.packs_per_batch]]
-            yield collate(rows or [_weightless(self._row(self._packs[0]))])
+            packs = mine[begin : begin + self.packs_per_batch]
+            rows = [row for pack in packs if (row := self._row(pack)) is not None]
+            yield collate(rows or [self._stand_in])
 
     @cached_property
     def _packs(self) -> list[list[int]]:
@@ -51,8 +52,8 @@ class HeldOutPacks:
         for index in range(min(self.n_examples, len(self.source))):
             try:
                 packer.add(self._made(index).size, index)
-            except (MolmoError, ValueError, OSError) as error:
-                logger.warning("%s[%d] is not looked at: %s", self.name, index, error)
+            except Exception as error:  # noqa: BLE001 - a dataset may do anything
+                self._leave_out(index, error)
             if packer.is_full:
                 packs.append([number for _, number in packer.pop()])
         while packer.waiting:
@@ -64,9 +65,23 @@ class HeldOutPacks:
     def _made(self, index: int) -> SizedRow:
         return self.source.make(index, np.random.default_rng(index))
 
-    def _row(self, pack: list[int]) -> Tokenized:
-        return pack_rows([self._made(index).row() for index in pack])
+    def _row(self, pack: list[int]) -> Tokenized | None:
+        """The examples of a pack that can be opened; None when none can."""
+        rows = []
+        for index in pack:
+            try:
+                rows.append(self._made(index).row())
+            except Exception as error:  # noqa: BLE001 - a dataset may do anything
+                self._leave_out(index, error)
+        return pack_rows(rows) if rows else None
 
+    @cached_property
+    def _stand_in(self) -> Tokenized:
+        """A row of weight 0, for a reader that has no other. Raises DataError without any."""
+        for pack in self._packs:
+            if (row := self._row(pack)) is not None:
+                return replace(row, weights=np.zeros_like(row.weights))
+        raise DataError(f"no example of the held-out set {self.name} can be opened")
 
-def _weightless(row: Tokenized) -> Tokenized:
-    return replace(row, weights=np.zeros_like(row.weights))
+    def _leave_out(self, index: int, error: Exception) -> None:
+        logger.warning("%s[%d] is not looked at: %s", self.name, index, error)

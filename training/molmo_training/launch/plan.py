@@ -101,9 +101,10 @@ class Plan:
     def check_ranks(self, mesh: Mesh) -> None:
         """Raise TrainingError for a division of the work that this run cannot have."""
         self.micro_batches(mesh.dp_size)
-        if self.config.model.object_lessons and mesh.cp_size > 1:
+        if self.config.model.object_lessons and (mesh.cp_size > 1 or mesh.is_sharded):
             raise TrainingError(
-                "model.object_lessons needs whole rows; set parallel.context_degree to 1"
+                "model.object_lessons needs whole rows and weights; set parallel.context_degree to "
+                "1 and parallel.shard to none"
             )
 
     @cached_property
@@ -115,6 +116,7 @@ class Plan:
             else load_vocabulary().encode,
             images=start.images,
             videos=start.videos,
+            bos_id=start.tokenizer.bos_token_id,
             weighting=data.weighting,
             limits=TreeLimits(max_tokens=data.budgets.n_tokens),
             subtitles_within_s=data.subtitles_within_s,
@@ -122,7 +124,8 @@ class Plan:
 
     def _sources(self, split: str, names: Iterable[str]) -> dict[str, RowSource]:
         data = self.config.data
-        own: Mapping[str, RowTable] = {table.name: table for table in open_tables(list(data.files))}
+        tables = open_tables(list(data.files), allow_absolute=data.allow_absolute)
+        own: Mapping[str, RowTable] = {table.name: table for table in tables}
         formats = replace(data.format, is_training=split == "train")
         media = replace(data.media, max_frames=self._max_frames)
         sources: dict[str, RowSource] = {}

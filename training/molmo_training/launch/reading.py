@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch.distributed as dist
-
-from molmo_core.errors import DataError
 from molmo_training.data.example import Batch
 from molmo_training.data.stream import PackedStream
 from molmo_training.launch.plan import Plan
 from molmo_training.parallel.mesh import Mesh
+from molmo_training.parallel.shared_batches import shared_batches
 
 
 class SharedStream:
@@ -35,22 +33,7 @@ class SharedStream:
 
     def __iter__(self) -> Iterator[Batch]:
         """Raises DataError on all ranks of the group."""
-        if self._mesh.cp_size == 1:
-            yield from self._stream
-            return
-        source = iter(self._stream) if self._reads else None
-        first = dist.get_rank() - self._mesh.cp_rank
-        while True:
-            met: list[Any] = [None]
-            if source is not None:
-                try:
-                    met = [next(source)]
-                except DataError as error:
-                    met = [error]
-            dist.broadcast_object_list(met, src=first, group=self._mesh.cp_group)
-            if isinstance(met[0], DataError):
-                raise met[0]
-            yield met[0]
+        return shared_batches(self._stream if self._reads else None, self._mesh)
 
     @property
     def _reads(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,13 @@ from molmo_hf.export import save_settings
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training import ranks
 from molmo_training.checkpoints.adapters import write_adapter_config
-from molmo_training.checkpoints.opened import RUN_SETTINGS, load_model
+from molmo_training.checkpoints.opened import RUN_SETTINGS
+from molmo_training.checkpoints.origin import Origin
 from molmo_training.compute import device_of
-from molmo_training.dropout import set_dropout
+from molmo_training.dropout import Positions, set_dropout
 from molmo_training.forward import Forward
+from molmo_training.freezing import store_frozen
+from molmo_training.launch.filling import fill
 from molmo_training.launch.following import Following
 from molmo_training.launch.plan import Plan, choose_trained
 from molmo_training.launch.reading import SharedStream
@@ -51,25 +53,46 @@ def train(plan: Plan, folder: Path) -> Trainer:
         plan.check_ranks(mesh)
         folder.mkdir(parents=True, exist_ok=True)
         following = stack.enter_context(Following(config.saving, folder))
+        origin = _origin(plan)
         states = RunState(
             folder,
             keep=config.saving.keep,
             is_async=config.saving.is_async,
             on_saved=following.saved if config.saving.publish_to else None,
+            origin=origin,
         )
         stack.callback(states.close)
         saved = states.saved()
         if saved is not None:
-            check_same(saved.config, config.document(), may_differ=MAY_DIFFER)
+            may_differ: tuple[str, ...] = MAY_DIFFER
+            if saved.origin is not None and plan.start.opened is not None:
+                saved.origin.check(plan.start.opened.folder)  # wherever it lies now
+                may_differ += ("model.start",)
+            check_same(saved.config, config.document(), may_differ=may_differ)
         stopping = stack.enter_context(Stopping(time_limit_s=config.saving.time_limit_s))
-        model = prepared_model(plan, device_of(config.compute, local_rank))
+        device = device_of(config.compute, local_rank)
+        model, positions = prepared_model(plan, mesh, device)
+        if config.model.lora and config.compute.autocast_bf16 and not mesh.is_sharded:
+            store_frozen(model)  # under autocast the products are the same
         if ranks.rank() == 0:
             write_settings(plan, folder)
         stream = SharedStream(plan, mesh, None if saved is None else saved.data)
         trainer = _trainer(
-            plan, mesh, model, stream, states=states, stop_asked=stopping.agreed, show=_unshown
+            plan,
+            mesh,
+            model,
+            positions,
+            stream,
+            states=states,
+            stop_asked=stopping.agreed,
+            show=_unshown,
         )
         trainer.resume()
+        if trainer.progress < 1:
+            states.check_room(
+                model=trainer.model, optimizers=trainer.optimizer.parts, beside=trainer.lessons
+            )
+        trainer.at.data_shares = _shares(plan)
         first_step = trainer.at.step
         meters = Meters(
             _sinks(plan, folder, first_step), max_steps=config.n_steps, first_step=first_step
@@ -78,6 +101,21 @@ def train(plan: Plan, folder: Path) -> Trainer:
         trainer.show = partial(_tell, meters)
         trainer.run(stream)
     return trainer
+
+
+def _origin(plan: Plan) -> Origin | None:
+    """The checkpoint that keeps what adapters leave as it is."""
+    if plan.config.model.lora is None or plan.start.opened is None:
+        return None
+    return Origin.of(plan.start.opened.folder)
+
+
+def _shares(plan: Plan) -> dict[str, float]:
+    """Of the datasets, by name."""
+    shares: dict[str, float] = {}
+    for share in plan.shares:
+        shares[share.dataset] = shares.get(share.dataset, 0.0) + share.share
+    return shares
 
 
 def _tell(meters: Meters, figures: Mapping[str, float]) -> None:
@@ -92,15 +130,24 @@ def _unshown(figures: Mapping[str, float]) -> None:
     """Until the run knows its first step, nothing is shown."""
 
 
-def prepared_model(plan: Plan, device: torch.device) -> Molmo2ForConditionalGeneration:
-    """The model as it starts, with what is trained of it."""
+def prepared_model(
+    plan: Plan, mesh: Mesh, device: torch.device
+) -> tuple[Molmo2ForConditionalGeneration, Positions | None]:
+    """The model as it starts, with what is trained of it, split over the mesh."""
     config, start = plan.config.model, plan.start
     if start.opened is None:
-        model = tiny.build_model(plan.config.seed)
+        model = tiny.build_model(plan.config.seed).to(device)
     else:
-        model = load_model(replace(start.opened, config=start.config))
+        with torch.device("meta"):
+            model = Molmo2ForConditionalGeneration(start.config)
     choose_trained(model, config, is_tied=start.is_tied)
-    return model.to(device)
+    positions = set_dropout(
+        model, residual=config.residual_dropout, response=config.response_dropout
+    )
+    shard_model(model, mesh)
+    if start.opened is not None:
+        fill(model, start.opened.weights, device)
+    return model, positions
 
 
 def write_settings(plan: Plan, folder: Path) -> None:
@@ -126,16 +173,13 @@ def _trainer(
     plan: Plan,
     mesh: Mesh,
     model: Molmo2ForConditionalGeneration,
+    positions: Positions | None,
     stream: SharedStream,
     **parts: Any,
 ) -> Trainer:
     config, lessons = plan.config, None
     if config.model.object_lessons:
         lessons = tiny.make_lessons(model).to(next(model.parameters()).device)
-    positions = set_dropout(
-        model, residual=config.model.residual_dropout, response=config.model.response_dropout
-    )
-    shard_model(model, mesh)
     forward = Forward(
         model,
         attention="dense" if lessons is not None else config.compute.attention,

@@ -25,8 +25,8 @@ def shard_model(model: Molmo2ForConditionalGeneration, mesh: Mesh) -> None:
     The final norm and the head stay whole from the forward pass to the backward pass, for losses
     that read the head in pieces; without a backward pass `split_again` ends that.
 
-    Do this before the optimizer is made and after the weights are loaded; `Forward` is what runs a
-    sharded model.
+    Do this before the optimizer is made; weights may be there already or be filled in behind it
+    (`launch.filling`). `Forward` is what runs a sharded model.
     """
     over = mesh.weights_mesh
     if over is None:

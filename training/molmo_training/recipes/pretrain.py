@@ -13,6 +13,7 @@ from molmo_training.data.formatting import PRETRAIN
 from molmo_training.data.packing import Budgets
 from molmo_training.data.sampling import PRETRAIN_MEDIA
 from molmo_training.data.tree import Weighting
+from molmo_training.freezing import TrainedParts
 from molmo_training.optim import GroupConfig, OptimConfig
 from molmo_training.parallel.mesh import ParallelConfig
 from molmo_training.recipes.debug import DEBUG_OPTIM, debug_data
@@ -64,7 +65,12 @@ def pretrain_debug() -> TrainConfig:
     return TrainConfig(
         recipe="pretrain-debug",
         n_steps=200,
-        model=ModelConfig(response_dropout=0.1, object_lessons=True),
+        model=ModelConfig(
+            response_dropout=0.1,
+            object_lessons=True,
+            # The stages leave embeddings as they were pretrained; here nothing was.
+            trained=TrainedParts(ft_embedding="all"),
+        ),
         data=debug_data(
             "pretrain-debug",
             format=PRETRAIN,

@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 
-from molmo_core.images import ImageGeometry, prepare_image
+from molmo_core.images import ImageGeometry, cut_image
 from molmo_hf.modeling_molmo2_vision import Molmo2VisionBackbone
 from molmo_training.data.example import Example
 from molmo_training.data.marks import mark_patches
 from molmo_training.optim import OptimConfig, Optimizer
+from molmo_training.pixels import normalised
 from molmo_training.recipes.object_lessons import ObjectProbe
 from molmo_training.runs.log import append_figures
 
 Pictures = tuple[Tensor, Tensor]
-"""Whole pictures as patches (B, P, pixels) and the targets of `mark_patches` (B, P, 8)."""
+"""Whole pictures as patches (B, P, pixels), bytes, and the targets of `mark_patches` (B, P, 8)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class PictureStream(IterableDataset[Pictures]):
         crops, targets = [], []
         for _ in range(self.batch_size):
             example = self.make(rng)
-            crops.append(prepare_image(np.asarray(example.images[0]), self.geometry).crops[0])
+            crops.append(cut_image(np.asarray(example.images[0]), self.geometry)[0])
             targets.append(mark_patches(example.objects[0], side, side))
         return torch.from_numpy(np.stack(crops)), torch.from_numpy(np.stack(targets))
 
@@ -86,7 +87,7 @@ def train_tower(
         optimizer.set_rates(step, config.n_steps)
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
-            features = backbone.encode(crops)
+            features = backbone.encode(normalised(crops))
             loss = probe(features, targets)
         torch.autograd.backward(loss)
         optimizer.step()

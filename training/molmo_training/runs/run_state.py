@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
 from molmo_core.errors import TrainingError
+from molmo_training.checkpoints.origin import ORIGIN, Origin
 from molmo_training.data.stream import merge_states
 from molmo_training.runs import step_folder as folders
 from molmo_training.runs.random_states import random_state, restore_random_state, seed_new_rank
@@ -91,8 +92,9 @@ def merged(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 class RunState:
     """Saves and restores the state of the run in `folder`; every rank makes one and calls it.
 
-    `keep` newest states stay, all without it. `on_saved` is called on rank 0 with the folder of
-    each new state, behind the training, before older ones are removed.
+    `keep` newest states stay, all without it. With `origin`, which has the frozen weights, states
+    hold only what is trained; who restores one has put the others there. `on_saved` is called on
+    rank 0 with the folder of each new state, behind the training, before older ones are removed.
     """
 
     def __init__(
@@ -103,11 +105,12 @@ class RunState:
         is_async: bool = True,
         merge_data: Callable[[Iterable[Mapping[str, Any]]], Mapping[str, Any]] = merged,
         on_saved: Callable[[Path], object] | None = None,
+        origin: Origin | None = None,
     ) -> None:
         if keep is not None and keep < 1:
             raise TrainingError(f"keep is {keep}; at least 1 state has to stay, or None for all")
         self.folder, self.keep, self.is_async = folder, keep, is_async
-        self._merge_data, self._on_saved = merge_data, on_saved
+        self._merge_data, self._on_saved, self._origin = merge_data, on_saved, origin
         self._ranks = Ranks()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="run-state")
         self._writing: Future[int] | None = None
@@ -127,7 +130,8 @@ class RunState:
         beside: nn.Module | None = None,
     ) -> None:
         """Raise TrainingError, on every rank, unless the disk has room for one state more."""
-        n_bytes = state_bytes(joined(model, beside), optimizers)
+        both = joined(model, beside)
+        n_bytes = state_bytes(both, optimizers, with_frozen=self._origin is None)
         self._ranks.on_first(lambda: check_room(self.folder, n_bytes))
 
     def save(
@@ -152,7 +156,8 @@ class RunState:
             return
         self._ranks.on_first(lambda: check_is_new(self.folder, step))
         both = joined(model, beside)
-        tensors = model_tensors(both) | optimizer_tensors(both, optimizers)
+        weights = model_tensors(both, with_frozen=self._origin is None)
+        tensors = weights | optimizer_tensors(both, optimizers)
         if self.is_async:
             tensors = cast(dict[str, Tensor], self._stager.stage(tensors))
         staged = _Staged(
@@ -162,6 +167,7 @@ class RunState:
                 CONFIG: _json_copy(config),
                 PROGRESS: _json_copy(progress),
                 OPTIMIZERS: _json_copy(optimizer_document(both, optimizers)),
+                **({} if self._origin is None else {ORIGIN: self._origin.document()}),
             },
             data=_json_copy(data),
             random=random_state(),
@@ -219,6 +225,7 @@ class RunState:
             optimizers,
             folders.read_json(saved.folder, OPTIMIZERS),
             self._ranks.group,
+            with_frozen=saved.origin is None,
         )
         ranks = folders.read_json(saved.folder, RANDOM)
         if self._ranks.rank < len(ranks):
@@ -241,6 +248,7 @@ class RunState:
             if self._ranks.rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(self._not_saved(staged.step, error)) from error
+        self._at = staged.step  # whatever follows: the state is whole
         try:
             self._ranks.on_first(lambda: self._follow(folder))
         except (OSError, TrainingError) as error:
@@ -264,8 +272,14 @@ class RunState:
     def _follow(self, folder: Path) -> None:
         """What a new state is for, and what it makes superfluous."""
         logger.info("%s is saved", folder.name)
-        if self._on_saved is not None:
-            self._on_saved(folder)
+        try:
+            if self._on_saved is not None:
+                self._on_saved(folder)
+        finally:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Remove what is superfluous now."""
         folders.remove_hidden(self.folder)
         if self.keep is not None:
             for step in folders.whole_steps(self.folder)[: -self.keep]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from molmo_core.errors import CheckpointError, TrainingError
+from molmo_training.checkpoints.origin import Origin, read_origin
 from molmo_training.runs import step_folder as folders
 
 DATA, PROGRESS, CONFIG = "data.json", "progress.json", "training.json"
@@ -27,6 +28,8 @@ class Saved:
     progress: dict[str, Any]
     config: dict[str, Any]
     world_size: int
+    origin: Origin | None
+    """Where the frozen weights are; None: in the state."""
 
 
 def read_saved(run: Path, step: int | None) -> Saved | None:
@@ -45,6 +48,7 @@ def read_saved(run: Path, step: int | None) -> Saved | None:
         progress=folders.read_json(folder, PROGRESS),
         config=folders.read_json(folder, CONFIG),
         world_size=folders.read_json(folder, folders.COMPLETE)["world_size"],
+        origin=read_origin(folder),
     )
 
 

@@ -8,6 +8,7 @@ told from a whole one.
     run/step200/tensors/          weights and optimizers, as torch.distributed.checkpoint writes
     run/step200/optimizers.json   settings of the optimizers' groups
     run/step200/progress.json, data.json, random.json, training.json
+    run/step200/origin.json       where the frozen weights are, unless they are among the tensors
 
 Knows: names, sizes, order of writes. Does not know: what the files mean.
 """

@@ -23,7 +23,11 @@ from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
@@ -44,10 +48,11 @@ def joined(model: nn.Module, beside: nn.Module | None) -> nn.Module:
     )
 
 
-def model_tensors(both: nn.Module) -> dict[str, Tensor]:
+def model_tensors(both: nn.Module, *, with_frozen: bool = True) -> dict[str, Tensor]:
     """The tensors of the modules themselves, not copies."""
-    state = get_model_state_dict(both)
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    state, named = get_model_state_dict(both), both.named_parameters(remove_duplicate=False)
+    left_out = {_bare(n) for n, p in named if not (with_frozen or p.requires_grad)}
+    return {n: t for n, t in state.items() if isinstance(t, Tensor) and n not in left_out}
 
 
 def optimizer_tensors(both: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
@@ -79,9 +84,12 @@ def optimizer_document(both: nn.Module, optimizers: Sequence[Optimizer]) -> dict
     return {"groups": groups, "numbers": numbers}
 
 
-def state_bytes(both: nn.Module, optimizers: Sequence[Optimizer]) -> int:
+def state_bytes(
+    both: nn.Module, optimizers: Sequence[Optimizer], *, with_frozen: bool = True
+) -> int:
     """About how much a state takes on disk: weights, and two moments of each trained parameter."""
-    n_bytes = sum(tensor.nbytes for tensor in model_tensors(both).values())
+    weights = model_tensors(both, with_frozen=with_frozen)
+    n_bytes = sum(tensor.nbytes for tensor in weights.values())
     return n_bytes + sum(2 * one.parameter.nbytes for one in _trained(both, optimizers))
 
 
@@ -101,6 +109,8 @@ def restore_tensors(
     optimizers: Sequence[Optimizer],
     document: Mapping[str, Any],
     group: ProcessGroup | None,
+    *,
+    with_frozen: bool = True,
 ) -> None:
     """Read `folder` into modules and optimizers, each rank its own shards.
 
@@ -109,7 +119,7 @@ def restore_tensors(
     """
     reader = _Reader(folder)
     stored = reader.tensors()
-    modules = model_tensors(both)
+    modules = model_tensors(both, with_frozen=with_frozen)
     _check_weights(stored, modules)
     if optimizers:
         _check_groups(document["groups"], optimizer_document(both, optimizers)["groups"])
@@ -138,7 +148,7 @@ def restore_tensors(
             f"the tensors of {folder.parent.name!r} cannot be read ({reason_of(error)}); go on "
             "from an earlier step"
         ) from error
-    set_model_state_dict(both, dict(modules))
+    set_model_state_dict(both, dict(modules), options=StateDictOptions(strict=with_frozen))
     for optimizer, saved in zip(optimizers, document["groups"], strict=False):
         _set_groups(optimizer, saved)
     for one in trained:

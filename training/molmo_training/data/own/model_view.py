@@ -53,6 +53,7 @@ def open_model_view(settings: DataConfig, checkpoint: Path | None = None) -> Mod
         images = replace(images, max_crops=settings.max_crops)
     tokenizing = Tokenizing(
         encode=Vocabulary(tokenizer.backend_tokenizer).encode,
+        bos_id=tokenizer.bos_token_id,
         images=images,
         videos=videos,
         weighting=settings.weighting,

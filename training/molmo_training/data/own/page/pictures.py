@@ -141,8 +141,8 @@ def show_crops(row: Tokenized, patch_px: int, most: int = 24) -> tuple[str, ...]
     for crop in row.crops[:most]:
         n = round(len(crop) ** 0.5)
         pixels = crop.reshape(n, n, patch_px, patch_px, 3).transpose(0, 2, 1, 3, 4)
-        as_bytes = np.rint((pixels.reshape(n * patch_px, n * patch_px, 3) + 1) * 127.5)
-        urls.append(jpeg_url(as_bytes.astype(np.uint8), LONGEST_CROP_PX))
+        side_px = n * patch_px
+        urls.append(jpeg_url(pixels.reshape(side_px, side_px, 3), LONGEST_CROP_PX))
     return tuple(urls)
 
 
