@@ -12,13 +12,11 @@ from itertools import islice
 from molmo_training.data.example import Batch
 from molmo_training.data.mixture import shares_table
 from molmo_training.data.stream import PackedStream
+from molmo_training.launch.memory import estimated
 from molmo_training.launch.plan import Plan
 
 N_PACKS = 8
 """Packs that are drawn to tell the mean size; each costs what its media cost to open."""
-_WIDE, _NARROW = 4, 2
-"""Bytes of a number in float32 and in bfloat16."""
-_OPTIMIZER_COPIES = 2
 _GIB = 1 << 30
 
 
@@ -93,42 +91,10 @@ def _counted(stream: PackedStream) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _memory(plan: Plan, n_ranks: int) -> list[str]:
-    """An estimate by counting; what libraries hold for themselves comes on top."""
-    config, counts = plan.config, plan.counts
-    trained, frozen = sum(c.n_trained for c in counts), sum(c.n_frozen for c in counts)
-    n_holders = n_ranks if config.parallel.shard == "fsdp" else 1
-    held = (
-        (trained * (2 + _OPTIMIZER_COPIES) + frozen)
-        * _WIDE
-        / (n_holders / config.parallel.replicas)
-    )
-    activations = _activations(plan)
+    memory = estimated(plan, n_ranks)
     return [
         "memory of a rank, estimated",
-        f"  weights, gradients, optimizer  {held / _GIB:8.2f} GiB",
-        f"  activations of a batch         {activations / _GIB:8.2f} GiB",
-        f"  together                       {(held + activations) / _GIB:8.2f} GiB",
+        f"  weights, gradients, optimizer  {memory.held / _GIB:8.2f} GiB",
+        f"  activations of a batch         {memory.activations / _GIB:8.2f} GiB",
+        f"  together                       {memory.together / _GIB:8.2f} GiB",
     ]
-
-
-def _activations(plan: Plan) -> float:
-    """What is kept for the backward pass of a full batch, at its peak; logits of one chunk."""
-    config, model = plan.config, plan.start.config
-    text, vit, data = model.text_config, model.vit_config, config.data
-    width = _NARROW if config.compute.autocast_bf16 else _WIDE
-    n_rows, degree = data.packs_per_batch, config.parallel.context_degree
-    n_tokens = data.budgets.n_tokens * n_rows / degree
-    rows, columns = vit.image_num_patch
-    n_patches = data.budgets.n_crops * rows * columns * n_rows / degree
-    n_layers = 1 + max(k % vit.num_hidden_layers for k in model.adapter_config.vit_layers)
-    in_decoder = n_tokens * (6 * text.hidden_size + 3 * text.intermediate_size) * width
-    in_tower = n_patches * (8 * vit.hidden_size + 2 * vit.intermediate_size) * width
-    between = n_tokens * text.hidden_size * _WIDE, n_patches * vit.hidden_size * _WIDE
-    if config.compute.activation_checkpointing:
-        blocks = between[0] * text.num_hidden_layers + between[1] * n_layers
-        blocks += max(in_decoder, in_tower)
-    else:
-        blocks = (in_decoder + between[0]) * text.num_hidden_layers
-        blocks += (in_tower + between[1]) * n_layers
-    chunk = min(config.loss.chunk_size, n_tokens)
-    return float(blocks + 3 * chunk * text.vocab_size * _WIDE)
