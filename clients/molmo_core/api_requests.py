@@ -35,7 +35,8 @@ class StrictRequest(BaseModel):
     def _has_only_known_fields(cls, data: Any) -> Any:
         if isinstance(data, dict):
             known = _names_of(cls)
-            if (unknown := next((name for name in data if name not in known), None)) is not None:
+            if not known.issuperset(data):
+                unknown = next(name for name in data if name not in known)
                 raise _unknown_field(cls, str(unknown)[:60])
         return data
 

@@ -68,6 +68,8 @@ def find_control_token(text: str) -> str | None:
 
     User text must not contain one: the tokenizer would turn it into the token itself.
     """
+    if "<" not in text:  # every one of them has it, and looking for one character is quick
+        return None
     match = _CONTROL.search(text)
     return match.group() if match else None
 

@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from molmo_core.errors import Busy, DeadlineExceeded
+from molmo_server.web.connections import Leaving, leaving_of
 
 _BUSY_RETRY_S = 2.0
 _PRESENT_S = 60.0
@@ -193,25 +194,25 @@ class WhileConnected(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         working = asyncio.current_task()
         assert working is not None, "an application answers in tasks"
-        has_left = False
-
-        def leave(_: asyncio.Future[None]) -> None:
-            nonlocal has_left
-            has_left = True
-            working.cancel()
-
-        leaving = asyncio.ensure_future(_disconnect(receive))
-        leaving.add_done_callback(leave)
+        watching = None
+        if (leaving := leaving_of(scope)) is None:
+            leaving = Leaving()
+            watching = asyncio.ensure_future(_watch(receive, leaving))
+        if leaving.has_left:
+            return
+        leaving.tell(working.cancel)
         try:
             await self._work(scope, send)
         except asyncio.CancelledError:
-            if not has_left or working.uncancel() > 0:  # somebody else wants it to end
+            if not leaving.has_left or working.uncancel() > 0:  # somebody else wants it to end
                 raise
         finally:
-            leaving.remove_done_callback(leave)
-            leaving.cancel()
+            leaving.tell_no_more(working.cancel)
+            if watching is not None:
+                watching.cancel()
 
 
-async def _disconnect(receive: Receive) -> None:
+async def _watch(receive: Receive, leaving: Leaving) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    leaving.note()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -102,8 +102,7 @@ class Gateway:
         turns = check_turns(
             question.turns, system=question.system, is_continued=question.is_continued
         )
-        admitted, stack = self._admitted(question.caller), AsyncExitStack()
-        async with admitted as (journey, deadline), stack:
+        async with self._admitted(question.caller) as (journey, deadline):
             media = await self._checked_media(question, journey)
             asked = Asked(
                 question=question,
@@ -115,7 +114,6 @@ class Gateway:
                 without_grammars=self.without_grammars,
                 salts=self.salts,
             )
-            stack.callback(asked.files.clear)
             journey.begin("routing")
             ask = partial(
                 self.engines.open,
@@ -127,14 +125,11 @@ class Gateway:
                 checkpoint_id=self._named(question.model),
             )
             try:
-                reply = await stack.enter_async_context(ask())
-            except EngineRefused:
-                if not asked.can_do_without_grammar():
-                    raise
-                reply = await stack.enter_async_context(ask())
-                asked.note_engine_without_grammars()
-            self._begin_answer(asked, reply, whole=whole)
-            yield asked, reply
+                with await _reply_to(asked, ask) as reply:
+                    self._begin_answer(asked, reply, whole=whole)
+                    yield asked, reply
+            finally:
+                asked.files.clear()
 
     def open_texts(
         self, question: TextQuestion, *, request_id: str, whole: bool
@@ -167,14 +162,15 @@ class Gateway:
                 salts=self.salts,
             )
             journey.begin("routing")
-            async with self.engines.open(
+            asking = self.engines.open(
                 asked.body_for,
                 path=COMPLETIONS_PATH,
                 request_id=request_id,
                 deadline=deadline,
                 whole=whole,
                 checkpoint_id=self._named(question.model),
-            ) as reply:
+            )
+            with await asking as reply:
                 self._begin_answer(asked, reply, whole=whole)
                 yield asked, reply
 
@@ -182,8 +178,7 @@ class Gateway:
     async def _admitted(self, caller: Caller) -> AsyncIterator[tuple[Journey, float]]:
         """The caller's turn, with its deadline; what is done in it is measured."""
         self.engines.check_hope()
-        journey = Journey(self.metrics)
-        with journey.whole():
+        with Journey(self.metrics) as journey:
             journey.begin("queue")
             admitted = self.admission.admit(caller.tenant, is_background=caller.is_background)
             async with admitted as deadline:
@@ -276,3 +271,15 @@ class Gateway:
         asked.answering = answering
         if not whole:
             asked.journey.first_token(answering)
+
+
+async def _reply_to(asked: Asked, ask: Callable[[], Awaitable[EngineReply]]) -> EngineReply:
+    """Asked once more without a grammar, where the engine may have refused that."""
+    try:
+        return await ask()
+    except EngineRefused:
+        if not asked.can_do_without_grammar():
+            raise
+    reply = await ask()
+    asked.note_engine_without_grammars()
+    return reply

@@ -133,11 +133,11 @@ async def _compare(sockets: dict[str, Path], videos: list[Video]) -> tuple[Way, 
         asked = pool.open(
             body_for, request_id="bench", deadline=deadline, whole=True, medium=video.medium
         )
-        async with asked as reply:
+        with await asked as reply:
             return reply
 
     async def in_turn(video: Video, body: bytes) -> EngineReply:
-        async with next(turns).open(body, request_id="bench", whole=True) as reply:
+        with await next(turns).open(body, request_id="bench", whole=True) as reply:
             return reply
 
     ways: dict[Ask, Way] = {by_medium: Way(), in_turn: Way()}

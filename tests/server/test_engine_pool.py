@@ -46,7 +46,7 @@ async def ask(pool: EnginePool, text: str, deadline_s: float = 20) -> str:
     async def body_for(engine: RemoteEngine) -> bytes:
         return question(text)
 
-    async with pool.open(body_for, request_id="r", deadline=deadline, whole=True) as reply:
+    with await pool.open(body_for, request_id="r", deadline=deadline, whole=True) as reply:
         content: str = orjson.loads(reply.first)["choices"][0]["message"]["content"]
         return content
 

@@ -15,7 +15,8 @@ import pytest
 import uvloop
 
 from molmo_server.engine_pool import wire
-from molmo_server.engine_pool.wire import BrokenAnswer, EngineAddress, EngineClient, LastBytes
+from molmo_server.engine_pool.answer import BrokenAnswer, LastBytes
+from molmo_server.engine_pool.wire import EngineAddress, EngineClient
 from tests.server.certificate import self_signed
 
 Run = Callable[[Coroutine[Any, Any, None]], None]

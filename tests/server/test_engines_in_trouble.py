@@ -41,7 +41,7 @@ class Pair:
             return question(text)
 
         deadline = asyncio.get_running_loop().time() + deadline_s
-        async with self.pool.open(
+        with await self.pool.open(
             body_for, request_id="r", deadline=deadline, whole=True, medium=self.medium
         ) as reply:
             content: str = orjson.loads(reply.first)["choices"][0]["message"]["content"]
@@ -214,7 +214,7 @@ async def test_engines_come_and_go_while_others_answer(tmp_path: Path) -> None:
         await soon(lambda: leaving.state is EngineState.STOPPED)
         assert await two.ask() == GOOD
         with pytest.raises(EngineUnavailable, match="bad is stopped"):
-            await leaving.open(question("Hi"), request_id="r", whole=True).__aenter__()
+            await leaving.open(question("Hi"), request_id="r", whole=True)
         assert await leaving.metrics() == ""
 
         two.pool.start_again(leaving, drain_s=0)
@@ -245,5 +245,5 @@ async def test_who_names_a_checkpoint_is_answered_by_an_engine_that_has_it(tmp_p
                 medium=two.medium,
                 checkpoint_id=named,
             )
-            async with asked as reply:
+            with await asked as reply:
                 assert reply.checkpoint_id == expected

@@ -57,7 +57,7 @@ async def test_an_engine_starts_answers_and_ends_in_order(tmp_path: Path) -> Non
         # All of it is one process group in a session of its own: one signal ends it.
         assert os.getpgid(first) == os.getpgid(child) == group != os.getpgid(0)
         assert os.getsid(child) == group
-        async with engine.open(BODY, request_id="r1", whole=True) as reply:
+        with await engine.open(BODY, request_id="r1", whole=True) as reply:
             assert orjson.loads(reply.first)["choices"][0]["message"]["content"] == DEFAULT_ANSWER
 
     assert engine.state is EngineState.STOPPED
@@ -107,7 +107,7 @@ async def test_an_engine_that_is_healthy_but_answers_nothing_is_killed(tmp_path:
         first = engine_pid(tmp_path)
         asked = engine.open(question(Trick.WEDGE), request_id="r1", whole=True)
         with pytest.raises(EngineUnavailable, match="lost while answering"):
-            await asked.__aenter__()
+            await asked
 
         await soon(lambda: engine.n_restarts == 1 and not is_alive(first))
         await ready(engine)
@@ -121,7 +121,7 @@ async def test_a_request_outlives_the_engine_that_it_was_sent_to(tmp_path: Path)
         await ready(engine)
         os.kill(engine_pid(tmp_path), signal.SIGSTOP)
         deadline = asyncio.get_running_loop().time() + 60
-        async with pool.open(body_for, request_id="r1", deadline=deadline, whole=True) as reply:
+        with await pool.open(body_for, request_id="r1", deadline=deadline, whole=True) as reply:
             assert orjson.loads(reply.first)["choices"][0]["message"]["content"] == DEFAULT_ANSWER
         assert engine.n_restarts == 1
     finally:

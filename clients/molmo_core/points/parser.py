@@ -163,9 +163,10 @@ def _without_tags(text: str, tags: Sequence[ScannedTag]) -> str:
 
 def _declared_count(prose: str) -> int | None:
     """The number that the trained sentences state; summed when each of several tags has its own."""
-    counted = [_first_group(match) for match in _COUNTED_TAG.finditer(prose)]
-    if counted:
-        return sum(counted)
+    if _TAG_PLACE in prose:
+        counted = [_first_group(match) for match in _COUNTED_TAG.finditer(prose)]
+        if counted:
+            return sum(counted)
     sentence = _COUNT_SENTENCE.match(prose)
     return None if sentence is None else _first_group(sentence)
 

@@ -1,6 +1,6 @@
 """One request to an engine: what comes back, and what each failure means.
 
-Knows: vLLM's endpoints, its error bodies. Does not know: sockets (`wire`), health, processes,
+Knows: vLLM's endpoints, its error bodies. Does not know: sockets (`answer`), health, processes,
 callers.
 """
 
@@ -12,12 +12,12 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
 from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
-from molmo_server.engine_pool.wire import LOST, Answer
+from molmo_server.engine_pool.answer import LOST, Answer
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,23 @@ _LAST_BYTES_S = 0.2
 
 @dataclass(kw_only=True)
 class EngineReply:
-    """A 200 of which the first bytes have arrived."""
+    """A 200 of which the first bytes have arrived, as long as its block: an engine drops what was
+    not read until then."""
 
     first: bytes
     answer: Answer = field(repr=False)
     checkpoint_id: str = ""
     """Whose weights answer; requests in flight end on the weights they began with."""
+    at_end: list[Callable[[BaseException | None], None]] = field(default_factory=list, repr=False)
+    """Called with what ended the block, None when all is well."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self.answer.close()
+        for note in self.at_end:
+            note(error)
 
     async def more(self) -> bytes:
         """What came after `first` and has not been read, as soon as there is something; b"" at the

@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from molmo_core.errors import EngineFailed, EngineUnavailable, MolmoError
@@ -155,7 +156,6 @@ class EnginePool:
         if not any(engine.state in hopeful for engine in self.engines):
             raise self.unavailable()
 
-    @asynccontextmanager
     async def open(
         self,
         body_for: BodyFor,
@@ -166,7 +166,7 @@ class EnginePool:
         whole: bool,
         medium: str = "",
         checkpoint_id: str | None = None,
-    ) -> AsyncIterator[EngineReply]:
+    ) -> EngineReply:
         """Ask an engine; see `RemoteEngine.open`. `deadline` is a time of the event loop.
 
         `medium` names what the question is about: such questions meet in one engine. Who has the
@@ -184,41 +184,30 @@ class EnginePool:
             medium=medium,
             checkpoint_id=checkpoint_id,
         )
-        is_drawn = self.trial is not None and self.trial.answers(checkpoint_id)
-        async with AsyncExitStack() as stack:
-            if self.trial is not None and is_drawn:
-                engine, reply = await self._ask_trial(self.trial, request, stack)
-            else:
-                engine, reply = await self._ask_serving(request, stack)
-            try:
-                yield reply
-            except (EngineUnavailable, EngineFailed) as error:
-                raise self._noted(error, engine) from error
-            engine.breaker.succeed()
+        if self.trial is not None and self.trial.answers(checkpoint_id):
+            return await self._ask_trial(self.trial, request)
+        return await self._ask_serving(request)
 
-    async def _ask_serving(
-        self, request: _Request, stack: AsyncExitStack
-    ) -> tuple[RemoteEngine, EngineReply]:
+    async def _ask_serving(self, request: _Request) -> EngineReply:
         engine, body = await self._prepared(request, self._patience(request.latest))
         try:
-            return engine, await self._ask(engine, body, request, stack)
+            return await self._ask(engine, body, request)
         except (EngineUnavailable, EngineFailed) as error:
             logger.warning("request %s is sent again: %s", request.request_id, error)
             self._note_failure(engine)
         engine, body = await self._prepared(request, request.latest)
         try:
-            return engine, await self._ask(engine, body, request, stack)
+            return await self._ask(engine, body, request)
         except (EngineUnavailable, EngineFailed) as error:
-            raise self._noted(error, engine) from error
+            self._note_end(engine, error)
+            raise
 
-    async def _ask_trial(
-        self, trial: Trial, request: _Request, stack: AsyncExitStack
-    ) -> tuple[RemoteEngine, EngineReply]:
+    async def _ask_trial(self, trial: Trial, request: _Request) -> EngineReply:
         """Who did not name its checkpoint is answered by another engine when it cannot."""
         trial.figures.n_asked += 1
         try:
             body = await request.body_for(trial.engine)
-            return trial.engine, await self._ask(trial.engine, body, request, stack)
+            return await self._ask(trial.engine, body, request)
         except MolmoError as error:
             is_broken = isinstance(error, (EngineUnavailable, EngineFailed))
             if is_broken:
@@ -226,10 +215,10 @@ class EnginePool:
             if request.checkpoint_id is not None:
                 raise
             logger.warning("request %s leaves the engine on trial: %s", request.request_id, error)
-        answered = await self._ask_serving(request, stack)
+        reply = await self._ask_serving(request)
         if not is_broken:  # it refuses what the others take
             trial.figures.n_failed += 1
-        return answered
+        return reply
 
     async def _prepared(self, request: _Request, until: float) -> tuple[RemoteEngine, bytes]:
         """A ready engine, and what it is sent. Raises EngineUnavailable."""
@@ -239,21 +228,20 @@ class EnginePool:
             if engine.ready.is_set():  # it may have been held, or have left, meanwhile
                 return engine, body
 
-    async def _ask(
-        self, engine: RemoteEngine, body: bytes, request: _Request, stack: AsyncExitStack
-    ) -> EngineReply:
+    async def _ask(self, engine: RemoteEngine, body: bytes, request: _Request) -> EngineReply:
         clock = asyncio.get_running_loop().time
         began = clock()
         asked = engine.open(
             body, path=request.path, request_id=request.request_id, whole=request.whole
         )
         try:
-            reply = await stack.enter_async_context(asked)
+            reply = await asked
         except asyncio.CancelledError:
             if clock() >= request.latest:  # it kept a caller waiting until the deadline
                 self._note_overdue(engine)
             raise
         self._note_answer(engine, clock() - began)
+        reply.at_end.append(partial(self._note_end, engine))
         return reply
 
     @asynccontextmanager
@@ -267,7 +255,7 @@ class EnginePool:
         engine = trial.engine
         try:
             body = await body_for(engine)
-            async with engine.open(body, request_id=f"shadow-{request_id}", whole=True) as reply:
+            with await engine.open(body, request_id=f"shadow-{request_id}", whole=True) as reply:
                 yield reply
         except (EngineUnavailable, EngineFailed):
             self._note_failure(engine)
@@ -279,13 +267,14 @@ class EnginePool:
             of = figures.trial_s if engine is self.trial.engine else figures.serving_s
             of.append(seconds)
 
-    def _noted(
-        self, error: EngineUnavailable | EngineFailed, engine: RemoteEngine
-    ) -> EngineUnavailable | EngineFailed:
-        self._note_failure(engine)
-        if isinstance(error, EngineUnavailable):
-            error.retry_after_s = engine.retry_after_s
-        return error
+    def _note_end(self, engine: RemoteEngine, error: BaseException | None) -> None:
+        """Of a request that is not sent again."""
+        if error is None:
+            engine.breaker.succeed()
+        elif isinstance(error, (EngineUnavailable, EngineFailed)):
+            self._note_failure(engine)
+            if isinstance(error, EngineUnavailable):
+                error.retry_after_s = engine.retry_after_s
 
     def _note_failure(self, engine: RemoteEngine) -> None:
         if self.trial is not None and engine is self.trial.engine:

@@ -96,7 +96,7 @@ async def _answer(engine: RemoteEngine, probe: Probe, model: str) -> list[dict[i
         "return_tokens_as_token_ids": True,
     }
     asked = engine.open(orjson.dumps(body), request_id=f"probe-{engine.name}", whole=True)
-    async with asked as reply:
+    with await asked as reply:
         try:
             tokens = orjson.loads(reply.first)["choices"][0]["logprobs"]["content"]
             return [

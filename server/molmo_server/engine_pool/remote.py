@@ -14,8 +14,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import orjson
 
 from molmo_core.errors import EngineFailed, EngineRefused, EngineUnavailable
+from molmo_server.engine_pool.answer import LOST, Answer, LastBytes
 from molmo_server.engine_pool.breaker import Breaker, Trust
 from molmo_server.engine_pool.exchange import (
     CHAT_PATH,
@@ -32,7 +32,7 @@ from molmo_server.engine_pool.exchange import (
     failure,
     lost_on_the_way,
 )
-from molmo_server.engine_pool.wire import LOST, Answer, EngineAddress, EngineClient, LastBytes
+from molmo_server.engine_pool.wire import EngineAddress, EngineClient
 from molmo_server.telemetry.tracing import trace_headers
 
 logger = logging.getLogger(__name__)
@@ -213,11 +213,10 @@ class RemoteEngine:
         for event, states in events.items():
             event.set() if state in states else event.clear()
 
-    @asynccontextmanager
     async def open(
         self, body: bytes, *, path: str = CHAT_PATH, request_id: str, whole: bool
-    ) -> AsyncIterator[EngineReply]:
-        """Ask; the first bytes (with `whole` all of them) have arrived when the block begins.
+    ) -> EngineReply:
+        """Ask; the first bytes (with `whole` all of them) have arrived. Ends with its block.
 
         Raises EngineUnavailable when the connection breaks, EngineFailed for a 5xx, EngineRefused
         for a 4xx.
@@ -226,8 +225,7 @@ class RemoteEngine:
             raise EngineUnavailable(
                 f"engine {self.name} is stopped; send the request again", retry_after_s=1
             )
-        headers = {"x-request-id": request_id}
-        headers |= trace_headers()
+        headers = {"x-request-id": request_id, **trace_headers()}
         answer: Answer | None = None
         if self.n_in_flight == 0:
             self._note_bytes()
@@ -242,11 +240,17 @@ class RemoteEngine:
             if answer.status != 200:
                 raise failure(answer.status, first)
             check_kind(answer.content_type, whole=whole)
-            yield EngineReply(first=first, answer=answer, checkpoint_id=self.checkpoint_id)
-        finally:
-            self.n_in_flight -= 1
+        except BaseException as error:
             if answer is not None:
-                answer.close()  # before its end: the engine drops the request
+                answer.close()
+            self._note_end(error)
+            raise
+        reply = EngineReply(first=first, answer=answer, checkpoint_id=self.checkpoint_id)
+        reply.at_end.append(self._note_end)
+        return reply
+
+    def _note_end(self, _: BaseException | None) -> None:
+        self.n_in_flight -= 1
 
     async def load_weights(self, folder: Path, version: str, *, timeout_s: float) -> None:
         """Have the engine load other weights in place; hold it before.
@@ -400,7 +404,7 @@ class RemoteEngine:
         """Whether a request is answered within twice the grace."""
         try:
             async with asyncio.timeout(2 * self._timing.hang_grace_s):
-                async with self.open(body, request_id=f"warm-up-{self.name}", whole=True):
+                with await self.open(body, request_id=f"warm-up-{self.name}", whole=True):
                     return True
         except (EngineUnavailable, EngineFailed, EngineRefused, TimeoutError) as error:
             logger.warning("engine %s: a warm-up request failed: %s", self.name, error)

@@ -62,22 +62,22 @@ async def send_stream(
 ) -> None:
     """Errors before the first byte are raised, later ones end the stream as its relay says."""
     relay: Relay | None = None
+    outlet = _Outlet(scope, send)
     try:
         async with opened as (asked, reply):
             tell_checkpoint(scope, asked.answering)
             await send({"type": "http.response.start", "status": 200, "headers": STREAM_HEADERS})
             relay = relay_for(asked)
             try:
-                await _pass_on(reply, relay, _Outlet(scope, send))
+                await _pass_on(reply, relay, outlet)
             finally:
                 asked.note_tokens(prompt=relay.n_prompt_tokens, completion=relay.n_tokens)
     except MolmoError as error:
         if relay is None:
             raise
         note_error(scope, error)
-        body = relay.failure(error)
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+        outlet.put(relay.failure(error))
+    await outlet.end()
 
 
 class _Outlet:
@@ -85,32 +85,45 @@ class _Outlet:
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
+        self._write = piece_writer(scope)
         self._held: list[bytes] = []
-        self.put = piece_writer(scope) or self._hold
-        """Sends a piece, or keeps it for `flush`; False: to be flushed before the next."""
+        self.is_open = True
+        """Else `flush` before the next piece."""
 
-    def _hold(self, piece: bytes) -> bool:
-        self._held.append(piece)
-        return False
+    def put(self, piece: bytes) -> None:
+        """Send a piece, or keep it for `flush`."""
+        if self._write is not None:
+            self.is_open = self._write(piece)
+        else:
+            self._held.append(piece)
+            self.is_open = False
 
     async def flush(self) -> None:
         """Return when the caller has taken enough for more to be sent."""
+        await self._send_held(more_body=True)
+        self.is_open = True
+
+    async def end(self) -> None:
+        await self._send_held(more_body=False)
+
+    async def _send_held(self, *, more_body: bool) -> None:
         body, self._held = b"".join(self._held), []
-        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._send({"type": "http.response.body", "body": body, "more_body": more_body})
 
 
 async def _pass_on(reply: EngineReply, relay: Relay, outlet: _Outlet) -> None:
     def take(chunk: bytes) -> bool:
         passed = relay.feed(chunk)
-        return (not passed or outlet.put(passed)) and not relay.has_ended
+        if passed:
+            outlet.put(passed)
+        return outlet.is_open and not relay.has_ended
 
-    is_open, has_more = take(reply.first), True
+    take(reply.first)
+    has_more = True
     while has_more and not relay.has_ended:
-        if not is_open:
+        if not outlet.is_open:
             await outlet.flush()
         has_more = await reply.pour(take)
-        is_open = not has_more  # there is more: it was `take` that had enough
-    await outlet.flush()
     if relay.has_ended:
         await reply.end()
     relay.check_end()

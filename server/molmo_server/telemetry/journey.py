@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from molmo_core.errors import MolmoError
 from molmo_server.telemetry.metrics import Metrics
@@ -31,6 +29,8 @@ Step = Literal["queue", "media", "routing", "prompt", "engine"]
 
 
 class Journey:
+    """All steps are inside its block; what ends it ends the last one."""
+
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._trace = current_trace()
@@ -73,21 +73,17 @@ class Journey:
             metrics.inter_token.labels(checkpoint_id).observe(took_s / (completion - 1))
         self.tell(n_prompt_tokens=prompt, n_visual_tokens=visual, n_completion_tokens=completion)
 
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """All steps are inside the block; what ends it ends the last one."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         error_code = ""
-        try:
-            yield
-        except MolmoError as error:
+        if isinstance(error, MolmoError):
             error_code = error.code
-            raise
-        except asyncio.CancelledError:
+        elif isinstance(error, asyncio.CancelledError):
             error_code = "cancelled"
-            raise
-        finally:
-            self._end_step(time.perf_counter(), error_code)
-            self._has_ended = True
+        self._end_step(time.perf_counter(), error_code)
+        self._has_ended = True
 
     def _end_step(self, now_s: float, error_code: str = "") -> None:
         if self._step is not None and self._step != "engine":

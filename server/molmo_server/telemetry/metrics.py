@@ -10,7 +10,8 @@ stream: a stream is observed twice, at its first bytes and at its end.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -34,7 +35,8 @@ class Metrics:
         self._add_engines()
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
-        return Counter(f"molmo_{name}", what, labels, registry=self.registry)
+        counter = Counter(f"molmo_{name}", what, labels, registry=self.registry)
+        return _remembering(counter)
 
     def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
         return Gauge(f"molmo_{name}", what, labels, registry=self.registry)
@@ -43,7 +45,8 @@ class Metrics:
         self, name: str, what: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
     ) -> Histogram:
         full = f"molmo_{name}_seconds"
-        return Histogram(full, what, labels, buckets=buckets, registry=self.registry)
+        histogram = Histogram(full, what, labels, buckets=buckets, registry=self.registry)
+        return _remembering(histogram)
 
     def _add_requests(self) -> None:
         self.requests = self._counter("requests", "Requests answered", "route", "status")
@@ -134,3 +137,13 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
+
+
+MetricT = TypeVar("MetricT", Counter, Histogram)
+
+
+def _remembering(metric: MetricT) -> MetricT:
+    """Of a metric that is never cleared: the library takes longer to find what has these labels
+    than to count."""
+    metric.labels = cache(metric.labels)  # type: ignore[method-assign]
+    return metric

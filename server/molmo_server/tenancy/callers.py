@@ -229,4 +229,6 @@ def set_caller(scope: Scope, caller: Caller) -> None:
 def caller_of(scope: Scope) -> Caller:
     """Whoever the check before the route found; anybody before it and where it asks for no key."""
     caller: Caller | None = scope["state"].get(_CALLER)
-    return caller or Caller()
+    if caller is None:
+        caller = scope["state"][_CALLER] = Caller()
+    return caller

@@ -40,6 +40,7 @@ _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 WritePiece = Callable[[bytes], bool]
 _WRITE_PIECE = "molmo.write_piece"
+_LEAVING = "molmo.leaving"
 
 
 def piece_writer(scope: Scope) -> WritePiece | None:
@@ -50,6 +51,33 @@ def piece_writer(scope: Scope) -> WritePiece | None:
     """
     write: WritePiece | None = scope.get("extensions", {}).get(_WRITE_PIECE)
     return write
+
+
+def leaving_of(scope: Scope) -> Leaving | None:
+    """Of the caller of a request; None where another server called the application."""
+    found: Leaving | None = scope.get("extensions", {}).get(_LEAVING)
+    return found
+
+
+class Leaving:
+    """Whether a caller has gone, and who is told when it goes: no task has to wait for that."""
+
+    def __init__(self) -> None:
+        self.has_left = False
+        self._told: set[Callable[[], object]] = set()
+
+    def tell(self, who: Callable[[], object]) -> None:
+        """Call `who` when the caller goes."""
+        self._told.add(who)
+
+    def tell_no_more(self, who: Callable[[], object]) -> None:
+        self._told.discard(who)
+
+    def note(self) -> None:
+        """It has gone."""
+        self.has_left = True
+        for tell in self._told:
+            tell()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +100,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._leaving = Leaving()
         allowed = self.limits.max_connections
         if len(self.connections) > allowed:
             message = f"{allowed} connections are open, which is all this server takes"
@@ -82,11 +111,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._is_awaiting_head and self._head_timer is None:
-            self._await_head()
         is_of_a_body = self.cycle is not None and self.cycle.more_body  # perhaps answered already
         super().data_received(data)
-        if is_of_a_body or not self._is_awaiting_head or self.transport.is_closing():
+        if not self._is_awaiting_head or self.transport.is_closing():
+            return
+        if self._head_timer is None:
+            self._await_head()
+        if is_of_a_body:
             return
         self._n_head_bytes += len(data)
         if self._n_head_bytes > _MAX_HEAD_BYTES:
@@ -105,7 +136,10 @@ class GuardedProtocol(HttpToolsProtocol):
             self._cancel_write_timer()  # it was about the answer before
         super().on_headers_complete()
         writing = partial(self._write_piece, self.cycle)
-        self.scope["extensions"] = {_WRITE_PIECE: writing}  # type: ignore[dict-item]
+        self.scope["extensions"] = {
+            _WRITE_PIECE: writing,  # type: ignore[dict-item]
+            _LEAVING: self._leaving,  # type: ignore[dict-item]
+        }
 
     @property
     def _is_awaiting_head(self) -> bool:
@@ -185,6 +219,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._cancel_write_timer()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+        self._leaving.note()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(InvalidRequest("this is no HTTP request that can be read; send HTTP/1.1"))

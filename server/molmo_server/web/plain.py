@@ -9,12 +9,15 @@ Knows: FastAPI's routes, dependencies that want a `Request`. Does not know: what
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
+
+Answer = Callable[[Request, Receive, Send], Awaitable[None]]
 
 
 class PlainRoute(APIRoute):
@@ -27,17 +30,26 @@ class PlainRoute(APIRoute):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._checks = [
-            asynccontextmanager(one.dependency)
-            for one in self.dependencies
-            if one.dependency is not None
-        ]
-        self.app = self._answer
+        answer: Answer = self._answer
+        for one in reversed(self.dependencies):
+            if one.dependency is not None:
+                answer = _checked(asynccontextmanager(one.dependency), answer)
+        self._checked_answer = answer
+        self.app = self._take
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        async with AsyncExitStack() as stack:
-            for check in self._checks:
-                await stack.enter_async_context(check(request))
-            response = await self.endpoint(request)
-            await response(scope, receive, send)
+    async def _take(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._checked_answer(Request(scope, receive, send), receive, send)
+
+    async def _answer(self, request: Request, receive: Receive, send: Send) -> None:
+        response = await self.endpoint(request)
+        await response(request.scope, receive, send)
+
+
+def _checked(
+    check: Callable[[Request], AbstractAsyncContextManager[None]], answer: Answer
+) -> Answer:
+    async def answer_checked(request: Request, receive: Receive, send: Send) -> None:
+        async with check(request):
+            await answer(request, receive, send)
+
+    return answer_checked
