@@ -166,6 +166,8 @@ BROKEN: list[list[bytes | Say]] = [
     [b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"],
     [b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n"],
     [b"HTTP/1.1 200 OK\r\nx: " + b"y" * 3_000_000],
+    [CHUNKED + b"3;x=" + b"y" * 3_000_000],
+    [CHUNKED + b"0\r\nx: " + b"y" * 3_000_000],
 ]
 
 
@@ -368,7 +370,10 @@ def test_pouring(run: Run) -> None:
 
 
 def test_whoever_takes_may_fail(run: Run) -> None:
+    got: list[bytes] = []
+
     def fail(data: bytes) -> bool:
+        got.append(data)
         raise ValueError("unforeseen")
 
     async def slowly(writer: asyncio.StreamWriter) -> None:
@@ -382,3 +387,26 @@ def test_whoever_takes_may_fail(run: Run) -> None:
                 await answer.pour(fail)
 
     run(work())
+    assert len(got) == 1
+
+
+def test_after_a_failure_nothing_more_is_taken() -> None:
+    """Several pieces may come before the task that waits is woken."""
+    got: list[bytes] = []
+
+    def fail(data: bytes) -> bool:
+        got.append(data)
+        raise ValueError("unforeseen")
+
+    async def work() -> None:
+        async with asked(CHUNKED) as (_, client):
+            with closing(await client.post("/x", b"{}")) as answer:
+                pouring = asyncio.create_task(answer.pour(fail))
+                await asyncio.sleep(0)
+                answer.feed(PIECES[:8])
+                answer.feed(PIECES[8:])
+                with pytest.raises(ValueError, match="unforeseen"):
+                    await pouring
+
+    asyncio.run(work())
+    assert got == [b"abc"]

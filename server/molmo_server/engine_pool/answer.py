@@ -218,6 +218,7 @@ class Answer:
                 elif not self.is_whole:
                     return
             except Exception as error:  # noqa: BLE001 - raised where the answer is waited for
+                self._take = None  # what comes before that is not for it any more
                 if self._waiter is not None and not self._waiter.done():
                     self._waiter.set_exception(error)
         elif self._n_unread_bytes > _MANY_BYTES:
@@ -231,6 +232,9 @@ class Answer:
     def _hold_back(self) -> None:
         if not self._has_head and self._n_unread_bytes > _MAX_HEAD_BYTES:
             self.fail(BrokenAnswer("its head is too long"))
+        elif not self.is_whole and not self._pieces:
+            # Nobody would take it and let the connection go on.
+            self.fail(BrokenAnswer(f"{self._n_unread_bytes} bytes came that are no body"))
         elif not self.is_whole and not self._is_paused and self._connection is not None:
             self._is_paused = True
             self._connection.pause()
