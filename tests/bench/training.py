@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from itertools import islice
@@ -39,8 +39,8 @@ from tests.bench.plain_training import padded, plain_batches, plain_step
 from tests.bench.preprocessing import one_core
 from tests.bench.processes import Row
 
-BUDGETS = Budgets(n_tokens=2048, n_crops=48)
-N_PACKS, N_ROUNDS = 12, 3
+SHORT, LONG = Budgets(n_tokens=2048, n_crops=48), Budgets(n_tokens=8192, n_crops=192)
+N_PACKS, N_LONG_PACKS, N_ROUNDS = 12, 2, 3
 CONVERSATIONS_PER_BATCH = 8
 
 
@@ -51,18 +51,24 @@ def rows() -> Iterator[Row]:
         torch.set_num_threads(1)
         transformers.logging.set_verbosity_error()
         try:
-            plan = Plan(_config())
-            yield from _loading(plan)
-            yield from _stepping(plan)
+            short, long = Plan(_config(SHORT)), Plan(_config(LONG))
+            yield from _loading(short)
+            packs = _packs(short, N_PACKS)
+            learners = {"plain": _Plain(short, packs), "ours": _Ours(short, packs)}
+            others = {"transformers' Trainer": _Transformers(short, packs), **learners}
+            yield from _stepping("2,048 tokens", packs, others)
+            packs = _packs(long, N_LONG_PACKS)
+            learners = {"plain": _Plain(long, packs), "ours": _Ours(long, packs)}
+            yield from _stepping("8,192 tokens", packs, learners)
         finally:
             torch.set_num_threads(threads)
 
 
-def _config() -> TrainConfig:
+def _config(budgets: Budgets) -> TrainConfig:
     config = sft_debug()
     start = Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
     data = replace(
-        config.data, budgets=BUDGETS, packs_per_step=1, packs_per_batch=1, n_workers=0, held_out=()
+        config.data, budgets=budgets, packs_per_step=1, packs_per_batch=1, n_workers=0, held_out=()
     )
     return replace(
         config,
@@ -91,14 +97,13 @@ def _loading(plan: Plan) -> Iterator[Row]:
     yield "loader: ours, times plain", speeds["ours"] / speeds["plain"], ""
 
 
-def _stepping(plan: Plan) -> Iterator[Row]:
+Learner = Callable[[], None]
+
+
+def _stepping(
+    what: str, packs: Sequence[list[Tokenized]], learners: Mapping[str, Learner]
+) -> Iterator[Row]:
     """Rounds alternate; each way learns the same packs, or what is in them."""
-    packs = _packs(plan)
-    learners = {
-        "transformers' Trainer": _Transformers(plan, packs),
-        "plain": _Plain(plan, packs),
-        "ours": _Ours(plan, packs),
-    }
     n_learnt = sum(int((row.weights > 0).sum()) for pack in packs for row in pack)
     seconds = dict.fromkeys(learners, 0.0)
     for _ in range(N_ROUNDS):
@@ -108,16 +113,16 @@ def _stepping(plan: Plan) -> Iterator[Row]:
             seconds[name] += time.perf_counter() - began
     speeds = {name: N_ROUNDS * n_learnt / taken for name, taken in seconds.items()}
     for name, speed in speeds.items():
-        yield f"trainer: {name}", speed, "learnt tokens/s"
-    for name in ("plain", "transformers' Trainer"):
-        yield f"trainer: ours, times {name}", speeds["ours"] / speeds[name], ""
+        yield f"packs of {what}: {name}", speed, "learnt tokens/s"
+    for name in speeds:
+        if name != "ours":
+            yield f"packs of {what}: ours, times {name}", speeds["ours"] / speeds[name], ""
 
 
-def _packs(plan: Plan) -> list[list[Tokenized]]:
+def _packs(plan: Plan, n_packs: int) -> list[list[Tokenized]]:
     """The rows of some packs, each by itself."""
-    draws = Draws(plan.stream_config, plan.sources)
-    lane = Lane(draws, 0, LaneState())
-    return [lane.next_pack() for _ in range(N_PACKS)]
+    lane = Lane(Draws(plan.stream_config, plan.sources), 0, LaneState())
+    return [lane.next_pack() for _ in range(n_packs)]
 
 
 class _Ours:
@@ -135,7 +140,7 @@ class _Ours:
 
 class _Plain:
     def __init__(self, plan: Plan, packs: Sequence[list[Tokenized]]) -> None:
-        self.batches = [padded(pack, BUDGETS) for pack in packs]
+        self.batches = [padded(pack, plan.config.data.budgets) for pack in packs]
         self.model = _model(plan)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
 
