@@ -56,7 +56,8 @@ def _run(ready: Connection) -> None:
         while not stopping.agreed():
             pass
         ready.send(stopping.reason)
-        signal.pause()
+        while True:  # a pause could begin between a signal and its handler
+            pass
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -77,8 +78,8 @@ def _fork(ended: Connection) -> None:
         child = os.fork()
         if child == 0:
             os.write(is_ready, b"!")
-            while True:
-                signal.pause()
+            while True:  # a pause could begin between a signal and its handler
+                pass
         os.read(ready, 1)
         os.kill(child, signal.SIGINT)  # from a terminal: every process gets it
         os.kill(child, signal.SIGTERM)
