@@ -8,13 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.soak
 def test_the_estimate_is_within_a_factor_of_two_of_the_peak_at_two_sizes() -> None:
     # Without reserves of the allocator, so that what is freed is seen.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.dry_run_memory"],
-        cwd=Path(__file__).parents[3],
+        cwd=Path(__file__).parents[2],
         env=environment,
         capture_output=True,
         text=True,
