@@ -112,11 +112,14 @@ def test_speech_near_a_frame_stands_behind_the_video(tokenizing: Tokenizing) -> 
 def test_which_answer_tokens_are_learnt(tokenizing: Tokenizing) -> None:
     turns = (*branch("a?", "111").turns, *branch("b?", "22").turns)
     example = Example(branches=(Branch(turns=turns, root_length=True),))
-    last = replace(tokenizing, last_answer_only=True)(example)
-    assert int((last.weights > 0).sum()) == len(tokenizing.encode("22")) + 1
-    cut = replace(tokenizing, max_answer_tokens=1)(example)
-    assert int((cut.weights > 0).sum()) == 4
-    assert cut.weights.max() == 1.0
+    row, encode = tokenizing(example), tokenizing.encode
+    assert row.input_ids.tolist() == encode(
+        "<|im_end|><|im_start|>user\na?<|im_end|>\n<|im_start|>assistant\n111<|im_end|>"
+        "<|im_end|>\n<|im_start|>user\nb?<|im_end|>\n<|im_start|>assistant\n22"
+    )
+    n_learnt = len(encode("111") + encode("22")) + 2
+    assert int((row.weights > 0).sum()) == n_learnt
+    np.testing.assert_allclose(row.weights.max(), 2 / n_learnt**0.5)
     rooted = replace(tokenizing, weighting=Weighting(root_subsegments=True, root_length=True))
     own = replace(example.branches[0], root_length=False)
     both = rooted(Example(branches=(own, own)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ from molmo_core.images import (
     tiling_of,
 )
 from molmo_core.prompts import (
-    Turn,
     media_placeholders,
     render_subtitles,
     select_subtitles,
@@ -51,9 +50,6 @@ from molmo_training.data.tree import (
 )
 
 Encode = Callable[[str], list[int]]
-
-MessageFormat = Literal["qwen3", "role", "none"]
-"""How turns are told apart: chat markers (all released models), names, or a space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +80,11 @@ class Tokenizing:
     encode: Encode
     images: ImageGeometry
     videos: VideoGeometry
-    message_format: MessageFormat = "qwen3"
     weighting: Weighting = UNWEIGHTED
     """Where a branch does not say otherwise."""
     limits: TreeLimits = UNLIMITED
     bos_id: int | None = None
     """First token of every row; None: that which ends a turn, for tokenizers without one."""
-    last_answer_only: bool = False
-    """Whether earlier answers of a conversation are only read."""
-    max_answer_tokens: int | None = None
-    """Longer answers are cut."""
     subtitles_within_s: float | None = 1.0
     """Speech that far from a frame is shown; None: all of it."""
 
@@ -191,12 +182,10 @@ class Tokenizing:
         pieces: list[tuple[list[int], bool]] = []
         last = len(branch.turns) - 1
         for index, turn in enumerate(branch.turns):
-            ids = self.encode(turn_text(turn, index, self.message_format))
             if turn.role == "user":
-                pieces.append((ids, False))
-                continue
-            ids = ids[: self.max_answer_tokens] + ([] if index == last else eos)
-            pieces.append((ids, index == last or not self.last_answer_only))
+                pieces.append((self.encode(user_turn(turn.text, is_first=index == 0)), False))
+            else:
+                pieces.append((self.encode(turn.text) + ([] if index == last else eos), True))
         return TokenBranch(
             pieces=pieces,
             factor=branch.weight,
@@ -232,16 +221,6 @@ class Tokenizing:
                 top, left = (tile // cols) * step, (tile % cols) * step
                 crops.append(whole[top : top + n, left : left + n].reshape(n * n, -1))
         return np.stack(crops)
-
-
-def turn_text(turn: Turn, index: int, message_format: MessageFormat) -> str:
-    """What the `index`-th turn of a conversation is written as, its end token left out."""
-    if turn.role == "assistant":
-        return turn.text if message_format == "qwen3" else f" {turn.text}"
-    if message_format == "qwen3":
-        return user_turn(turn.text, is_first=index == 0)
-    text = f"User: {turn.text} Assistant:" if message_format == "role" else turn.text
-    return f" {text}" if index else text
 
 
 def _or_default(value: bool | None, default: bool) -> bool:

@@ -58,8 +58,6 @@ class TreeLimits:
     """None: no limit. A branch but the first is dropped if no answer token of it fits."""
 
     max_tokens: int | None = None
-    max_text_tokens: int | None = None
-    """Tokens behind the prefix."""
 
 
 UNLIMITED = TreeLimits()
@@ -136,9 +134,7 @@ def _fitting(
                 "a conversation goes from a question to an answer that is not empty: give both"
             )
         first_learnt = n_text + is_learnt.index(True)
-        is_over = (
-            limits.max_tokens is not None and n_prefix + first_learnt >= limits.max_tokens
-        ) or (limits.max_text_tokens is not None and first_learnt >= limits.max_text_tokens)
+        is_over = limits.max_tokens is not None and n_prefix + first_learnt >= limits.max_tokens
         if kept and is_over:
             continue
         kept.append(branch)
