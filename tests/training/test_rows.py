@@ -75,9 +75,7 @@ def encoded(mode: str = "RGB") -> bytes:
 
 
 def made(rows: FormattedRows, index: int = 0, seed: int = 0) -> PendingRow:
-    row = rows.make(index, np.random.default_rng(seed))
-    assert isinstance(row, PendingRow)
-    return row
+    return rows.make(index, np.random.default_rng(seed))
 
 
 def question(**fields: Any) -> dict[str, Any]:

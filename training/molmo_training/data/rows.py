@@ -22,7 +22,6 @@ from molmo_core.prompts import TRACK_FPS
 from molmo_training.data.example import Example, MarkedObject, Tokenized
 from molmo_training.data.formatting import Formatter, RowMedia
 from molmo_training.data.formatting.row import Row, invalid, items, optional_number, rows
-from molmo_training.data.lanes import SizedRow
 from molmo_training.data.media import SampledFrames, open_picture, open_video
 from molmo_training.data.packing import Size
 from molmo_training.data.sampling import (
@@ -70,7 +69,7 @@ class FormattedRows:
     def __len__(self) -> int:
         return len(self.table)
 
-    def make(self, index: int, rng: np.random.Generator) -> SizedRow:
+    def make(self, index: int, rng: np.random.Generator) -> PendingRow:
         """Reads headers of media, no pixels. Raises InvalidExample, InvalidMedia."""
         example = self.example(index, rng)
         outline = self.tokenizing.outline(example)
@@ -78,7 +77,11 @@ class FormattedRows:
 
     def example(self, index: int, rng: np.random.Generator) -> Example:
         """The example with its media unopened."""
-        row = _first_images(resolved(self.table.row(index), rng), self.media.max_images)
+        return self.example_of(self.table.row(index), rng)
+
+    def example_of(self, row: Row, rng: np.random.Generator) -> Example:
+        """That of any row, unopened as well."""
+        row = _first_images(resolved(row, rng), self.media.max_images)
         opened = self._opened(row, rng)
         return replace(
             self.formatter(row, rng, opened),

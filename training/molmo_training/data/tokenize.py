@@ -23,12 +23,7 @@ from molmo_core.images import (
     image_tokens,
     tiling_of,
 )
-from molmo_core.prompts import (
-    media_placeholders,
-    render_subtitles,
-    select_subtitles,
-    user_turn,
-)
+from molmo_core.prompts import media_placeholders, render_subtitles, select_subtitles, user_turn
 from molmo_core.tokens import IM_PATCH, IMAGE, TURN_END
 from molmo_core.videos import (
     VideoGeometry,
@@ -134,7 +129,7 @@ class Tokenizing:
             n_frames = len(example.frame_times_s)
             rows, cols = self.videos.frame_rows, self.videos.frame_cols
             return _Prefix(ids, n_visual=n_frames * rows * cols, n_crops=n_frames)
-        geometry = self._image_geometry(example)
+        geometry = self.image_geometry(example)
         names = media_placeholders(len(example.images), 0).split(IMAGE)[:-1]
         n_visual = n_crops = 0
         for name, picture in zip(names, example.images, strict=True):
@@ -150,7 +145,8 @@ class Tokenizing:
         id_of = {token: self.encode(token)[0] for token in set(tokens)}
         return [id_of[token] for token in tokens]
 
-    def _image_geometry(self, example: Example) -> ImageGeometry:
+    def image_geometry(self, example: Example) -> ImageGeometry:
+        """How each of its images is cut."""
         if example.max_crops is None:
             return self.images
         return replace(self.images, max_crops=example.max_crops)
@@ -159,7 +155,7 @@ class Tokenizing:
         if len(example.frames):
             crops = cut_frames(np.asarray(example.frames), self.videos)
             return [_Media(crops, frame_pooling(len(crops), self.videos))]
-        geometry = self._image_geometry(example)
+        geometry = self.image_geometry(example)
         media = []
         for picture in example.images:
             pixels = np.asarray(picture)
@@ -203,7 +199,7 @@ class Tokenizing:
             n = self.videos.crop_px // self.videos.patch_px
             marks = example.objects or [()] * len(example.frames)
             return np.stack([mark_patches(objects, n, n) for objects in marks])
-        geometry, n = self._image_geometry(example), self.images.crop_patches
+        geometry, n = self.image_geometry(example), self.images.crop_patches
         if not len(example.images):
             return np.zeros((0, n * n, 8), dtype=np.float32)
         marks = example.objects or [()] * len(example.images)

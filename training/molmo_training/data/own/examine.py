@@ -122,7 +122,7 @@ class Examiner:
         index = facts.index
         try:
             # The generator of each row is its own, so that a finding does not depend on others.
-            example = self.view.rows(_One(row)).example(0, np.random.default_rng(index))
+            example = self.view.rows(self.table).example_of(row, np.random.default_rng(index))
             whole = replace(self.view.tokenizing, limits=UNLIMITED)
             outline = whole.outline(example)
         except InvalidRequest as error:
@@ -159,22 +159,9 @@ class Examiner:
         return Finding(kind, self.table.where(index, field), message)
 
 
-@dataclass(frozen=True)
-class _One:
-    """A table of a row that was read already."""
-
-    only: Row
-
-    def __len__(self) -> int:
-        return 1
-
-    def row(self, index: int) -> Row:
-        return self.only
-
-
 def odd_styles(row: Row) -> Iterator[str]:
     styles = dict.fromkeys(str(question.get("style")) for _, question in questions_of(row))
-    for style in set(styles) - KNOWN_STYLES:
+    for style in (style for style in styles if style not in KNOWN_STYLES):
         if near := difflib.get_close_matches(style, KNOWN_STYLES, n=1, cutoff=0.8):
             yield f"the style {style!r} is not known, it becomes a prefix; is {near[0]!r} meant?"
 
@@ -206,8 +193,7 @@ def _plain(value: object) -> str:
 
 def _style_of(row: Row) -> str:
     """Of a tree those of its branches, each once."""
-    styles = dict.fromkeys(str(question.get("style", "")) for _, question in questions_of(row))
-    return " + ".join(sorted(styles))
+    return " + ".join(sorted({str(one.get("style", "")) for _, one in questions_of(row)}))
 
 
 def _over(facts: RowFacts, example: Example, view: ModelView) -> Iterator[tuple[FindingKind, str]]:

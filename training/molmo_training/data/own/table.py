@@ -9,7 +9,7 @@ Knows: which reader a path needs, where media lie. Does not know: what is in med
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -139,12 +139,4 @@ def open_tables(paths: list[Path], *, allow_absolute: bool = False) -> list[OwnT
         longer = [str(path) for path in paths]
     if len(set(longer)) < len(longer):
         raise DataError(f"a file is given twice: {', '.join(longer)}")
-    return [
-        OwnTable(
-            name=name,
-            records=table.records,
-            folder=table.folder,
-            allow_absolute=table.allow_absolute,
-        )
-        for name, table in zip(longer, tables, strict=True)
-    ]
+    return [replace(table, name=name) for name, table in zip(longer, tables, strict=True)]

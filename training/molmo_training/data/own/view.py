@@ -5,8 +5,9 @@ Knows: mixtures, lanes, which row an example came from. Does not know: pages' fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from molmo_core.errors import DataError, MolmoError
 from molmo_training.data.example import Example, Tokenized
 from molmo_training.data.lanes import Lane, LaneState, Plan, SizedRow, StreamConfig
-from molmo_training.data.mixture import Draw, DrawSequence, Share, effective_shares
+from molmo_training.data.mixture import Draw, DrawSequence
 from molmo_training.data.own.model_view import ModelView
 from molmo_training.data.own.page.page import Card, PackCard, Page, Showing, source_text
 from molmo_training.data.own.page.tokens import Speller, counted
@@ -39,21 +40,23 @@ class Viewer:
 
         Raises DataError when there is none.
         """
-        sequence, showing = self._sequence(), self._showing()
-        draws = [sequence(number) for number in range(start, start + n)]
         if in_order:
             rows = (Draw(name, k, 0) for name, t in self.sources.items() for k in range(len(t)))
             draws = list(islice(rows, start, start + n))
+        else:
+            draws = [self._draws(number) for number in range(start, start + n)]
         if not draws:
-            n_rows = sum(self._sizes().values())
-            raise DataError(f"there is no row {start}, the files have {n_rows}: begin earlier")
+            raise DataError(
+                f"there is no row {start}, the files have {self._n_rows}: begin earlier"
+            )
         cards = []
         for number, draw in enumerate(draws):
             anchor = f"e{number + 1}"
             try:
-                example = self.sources[draw.dataset].example(draw.index, sequence.generator(draw))
+                rng = self._draws.generator(draw)
+                example = self.sources[draw.dataset].example(draw.index, rng)
                 row = self.view.tokenizing(example)
-                cards.append(self._card(showing, draw.dataset, draw.index, example, row, anchor))
+                cards.append(self._card(draw.dataset, draw.index, example, row, anchor))
             except MolmoError as error:
                 cards.append(self._left_out(draw, error, anchor))
         return self._page(counted(len(cards), "example"), cards=tuple(cards))
@@ -65,9 +68,8 @@ class Viewer:
         """
         made: dict[int, _Made] = {}
         sources = {name: _Noting(name, rows, made) for name, rows in self.sources.items()}
-        stream = replace(self.stream, n_bad_allowed=sum(self._sizes().values()))
-        plan, showing = Plan(stream, sources), self._showing()
-        lanes = [Lane(plan, k, LaneState()) for k in range(min(n, stream.n_lanes))]
+        plan = Plan(replace(self.stream, n_bad_allowed=self._n_rows), sources)
+        lanes = [Lane(plan, k, LaneState()) for k in range(min(n, self.stream.n_lanes))]
         packs: list[PackCard] = []
         for number in range(n):
             lane = lanes[number % len(lanes)]
@@ -77,15 +79,14 @@ class Viewer:
                 # The lane changes weights only: an example is known by its array of ids.
                 name, index, example, _ = made[id(row.input_ids)]
                 anchor = f"p{number + 1}e{k + 1}"
-                cards.append(self._card(showing, name, index, example, row, anchor, has_mask=False))
-            packs.append(showing.pack(cards, rows, lane.bad))
+                cards.append(self._card(name, index, example, row, anchor, has_mask=False))
+            packs.append(self._showing.pack(cards, rows, lane.bad))
             lane.bad.clear()
             made.clear()
         return self._page(counted(len(packs), "pack"), packs=tuple(packs))
 
     def _card(
         self,
-        showing: Showing,
         name: str,
         index: int,
         example: Example,
@@ -96,7 +97,7 @@ class Viewer:
     ) -> Card:
         questions = questions_of(self.sources[name].table.row(index))
         styles = [question.get("style") for _, question in questions]
-        return showing.card(
+        return self._showing.card(
             where=self._where(name, index),
             source=self._record(name, index),
             anchor=anchor,
@@ -126,30 +127,30 @@ class Viewer:
     def _page(
         self, title: str, *, cards: tuple[Card, ...] = (), packs: tuple[PackCard, ...] = ()
     ) -> Page:
-        sizes = self._sizes()
-        names = list(sizes)
+        names = list(self.sources)
         more = f" and {len(names) - 3} more" if len(names) > 4 else ""
+        shares = self._draws.shares
         return Page(
             title=f"{title} of {', '.join(names[:3] if more else names)}{more}",
             model=self.view.name,
-            shares=tuple((s.dataset, sizes[s.dataset], s.share) for s in self._shares()),
+            shares=tuple((s.dataset, len(self.sources[s.dataset]), s.share) for s in shares),
             n_tokens=self.view.budgets.n_tokens,
             n_crops=self.view.budgets.n_crops,
             cards=cards,
             packs=packs,
         )
 
+    @cached_property
     def _showing(self) -> Showing:
         return Showing(view=self.view, speller=Speller(self.view.tokenizer))
 
-    def _sequence(self) -> DrawSequence:
-        return DrawSequence(self._shares(), self._sizes(), self.stream.seed)
+    @cached_property
+    def _draws(self) -> DrawSequence:
+        return Plan(self.stream, self.sources).draws
 
-    def _sizes(self) -> dict[str, int]:
-        return {name: len(rows) for name, rows in self.sources.items()}
-
-    def _shares(self) -> tuple[Share, ...]:
-        return effective_shares(self.stream.mixture, self._sizes())
+    @property
+    def _n_rows(self) -> int:
+        return sum(map(len, self.sources.values()))
 
 
 _Made = tuple[str, int, Example, Tokenized]
@@ -168,19 +169,14 @@ class _Noting:
         return len(self.rows)
 
     def make(self, index: int, rng: np.random.Generator) -> SizedRow:
-        example, tokenizing = self.rows.example(index, rng), self.rows.tokenizing
-        outline = tokenizing.outline(example)
-        pending = PendingRow(example=example, outline=outline, tokenizing=tokenizing)
-        return _Noted(pending, lambda row, example: self._note(index, row, example))
-
-    def _note(self, index: int, row: Tokenized, example: Example) -> None:
-        self.made[id(row.input_ids)] = (self.name, index, example, row)
+        return _Noted(self, index, self.rows.make(index, rng))
 
 
 @dataclass(frozen=True)
 class _Noted:
+    source: _Noting
+    index: int
     pending: PendingRow
-    note: Callable[[Tokenized, Example], None]
 
     @property
     def size(self) -> Size:
@@ -188,5 +184,6 @@ class _Noted:
 
     def row(self) -> Tokenized:
         row = self.pending.row()
-        self.note(row, self.pending.example)
+        made = self.source.name, self.index, self.pending.example, row
+        self.source.made[id(row.input_ids)] = made
         return row

@@ -116,7 +116,7 @@ def _show_image(
     k: int, image: Picture, example: Example, groundings: Groundings, tokenizing: Tokenizing
 ) -> ShownPicture:
     height_px, width_px = image.shape[:2]
-    tiles = _tiles((height_px, width_px), tokenizing.images, example.max_crops)
+    tiles = _tiles((height_px, width_px), tokenizing.image_geometry(example))
     is_one_of_several = len(example.images) > 1
     longest_px = LONGEST_OF_SEVERAL_PX if is_one_of_several else LONGEST_IMAGE_PX
     name = f"image {k + 1}: " if is_one_of_several else ""
@@ -224,12 +224,8 @@ def _chosen(times_s: Sequence[float], groundings: Groundings) -> list[int]:
     return [best[k] for k in places.tolist()]
 
 
-def _tiles(
-    size_hw: tuple[int, int], geometry: ImageGeometry, max_crops: int | None
-) -> tuple[Box, ...]:
+def _tiles(size_hw: tuple[int, int], geometry: ImageGeometry) -> tuple[Box, ...]:
     """The windows that the tower sees one by one, beside the whole."""
-    if max_crops is not None:
-        geometry = replace(geometry, max_crops=max_crops)
     rows, cols = tiling_of(size_hw, geometry)
     height, width = (n * geometry.window_px + geometry.margin_px for n in (rows, cols))
     return tuple(
