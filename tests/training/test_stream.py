@@ -16,7 +16,7 @@ import torch
 
 from molmo_core.errors import DataError
 from molmo_training.data.example import Batch, Tokenized
-from molmo_training.data.lanes import DrawnRows, ReadyRow, SizedRow, StreamConfig
+from molmo_training.data.lanes import ReadyRow, SizedRow, StreamConfig
 from molmo_training.data.mixture import Group, Part
 from molmo_training.data.packing import Budgets, Size
 from molmo_training.data.scenes import image_example
@@ -250,10 +250,20 @@ def test_media_are_opened_when_they_are_packed(caplog: pytest.LogCaptureFixture)
     assert "the video ends too early" in caplog.text
 
 
+@dataclass(frozen=True)
+class Scenes:
+    tokenizing: Tokenizing
+
+    def __len__(self) -> int:
+        return 100
+
+    def make(self, index: int, rng: np.random.Generator) -> SizedRow:
+        return ReadyRow(self.tokenizing(image_example(rng)))
+
+
 def test_a_trainer_learns_from_a_pack_of_drawn_scenes(
     tmp_path: Path, tokenizing: Tokenizing
 ) -> None:
-    sources = {"scenes": DrawnRows(draw=image_example, tokenizing=tokenizing, n_examples=100)}
     config = StreamConfig(
         mixture=Group(name="all", parts=(Part(dataset="scenes"),)),
         budgets=Budgets(n_tokens=700, n_crops=4),
@@ -261,7 +271,7 @@ def test_a_trainer_learns_from_a_pack_of_drawn_scenes(
         buffer_size=4,
     )
     trainer, _ = build_trainer(TinyRecipe(folder=tmp_path, n_threads=1))
-    batch = next(iter(PackedStream(config, sources)))
+    batch = next(iter(PackedStream(config, {"scenes": Scenes(tokenizing)})))
     assert batch.n_examples > 1
     losses = [trainer.advance([batch])["loss"] for _ in range(4)]
     assert losses[-1] < losses[0]

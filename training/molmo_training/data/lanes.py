@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from molmo_core.errors import DataError
-from molmo_training.data.example import Example, Tokenized
+from molmo_training.data.example import Tokenized
 from molmo_training.data.mixture import Draw, DrawSequence, Group, effective_shares
 from molmo_training.data.packing import Budgets, Packer, Size
-from molmo_training.data.tokenize import Tokenizing
 
 
 class SizedRow(Protocol):
@@ -55,21 +54,6 @@ class ReadyRow:
 
     def row(self) -> Tokenized:
         return self.tokenized
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawnRows:
-    """Examples that a function draws, such as those of `scenes`; `n_examples` are an epoch."""
-
-    draw: Callable[[np.random.Generator], Example]
-    tokenizing: Tokenizing
-    n_examples: int
-
-    def __len__(self) -> int:
-        return self.n_examples
-
-    def make(self, index: int, rng: np.random.Generator) -> SizedRow:
-        return ReadyRow(self.tokenizing(self.draw(rng)))
 
 
 @dataclass(frozen=True, kw_only=True)

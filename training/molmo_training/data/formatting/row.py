@@ -22,14 +22,15 @@ _LARGEST = 1e15
 
 def invalid(row: Row, field: str, wanted: str) -> InvalidExample:
     """The error for a field that is missing or of the wrong kind."""
-    got = "is missing" if row.get(field) is None else f"is {_shortened(row[field])}"
+    got = "is missing" if row.get(field) is None else f"is {shortened(row[field])}"
     style = row.get("style")
     return InvalidExample(f"field {field!r} of a row of style {style!r} {got}; give {wanted}")
 
 
-def _shortened(value: object) -> str:
+def shortened(value: object) -> str:
+    """A value as messages show it."""
     text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 80 else text[:77] + "…"
 
 
 def optional_text(row: Row, field: str) -> str | None:

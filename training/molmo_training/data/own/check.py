@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from molmo_core.errors import DataError
 from molmo_training.data.mixture import Group, Part, effective_shares, shares_table
 from molmo_training.data.own.examine import DOUBTFUL, Examiner, Finding, FindingKind, RowFacts
 from molmo_training.data.own.model_view import ModelView
@@ -88,12 +89,18 @@ class Report:
         return "\n".join(parts)
 
 
-def mixture_of(tables: Sequence[OwnTable], rates: Sequence[float] = ()) -> Group:
-    """The tables as a mixture: by the roots of their sizes, or by rates in their order."""
-    chosen = [*rates] if rates else [None] * len(tables)
-    parts = [
-        Part(dataset=table.name, rate=rate) for table, rate in zip(tables, chosen, strict=True)
-    ]
+def mixture_of(tables: Sequence[OwnTable], rates: Sequence[float] | None = None) -> Group:
+    """The tables as a mixture: by the roots of their sizes, or by rates in their order.
+
+    Raises DataError where there are rates, but not one for each table.
+    """
+    chosen = rates or [None] * len(tables)
+    if len(chosen) != len(tables):
+        raise DataError(
+            f"{len(chosen)} rates for {len(tables)} files: give --rate once for each file, or not "
+            "at all"
+        )
+    parts = [Part(dataset=t.name, rate=rate) for t, rate in zip(tables, chosen, strict=True)]
     return Group(name="own", parts=tuple(parts))
 
 
@@ -105,7 +112,7 @@ def check_tables(
     n_shown: int = 5,
     n_jobs: int = 1,
     opens_media: bool = False,
-    on_progress: Callable[[str, int, int], None] = lambda name, n_done, n_rows: None,
+    on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Report:
     """Examine every row of the tables; `n_shown` findings of a kind are kept of each file."""
     seen: dict[bytes, str] = {}
@@ -115,7 +122,7 @@ def check_tables(
         tally = _Tally(table=table, n_shown=n_shown, seen=seen)
         for facts in _facts(examiner, n_jobs):
             tally.add(facts)
-            if tally.n_rows % (16 * _ROWS_AT_ONCE) == 0:
+            if on_progress and tally.n_rows % (16 * _ROWS_AT_ONCE) == 0:
                 on_progress(table.name, tally.n_rows, len(table))
         files.append(tally.report())
     return Report(files=tuple(files), budgets=view.budgets, mixture=mixture)

@@ -20,7 +20,7 @@ from molmo_training.data.own.check import check_tables, mixture_of
 from molmo_training.data.own.model_view import ModelView, open_model_view
 from molmo_training.data.own.of_run import viewer_of_files, viewer_of_recipe
 from molmo_training.data.own.page.page import render_page
-from molmo_training.data.own.table import OwnTable, open_tables
+from molmo_training.data.own.table import open_tables
 from molmo_training.data.packing import Budgets
 from molmo_training.datasets.commands import list_command
 from molmo_training.recipes.finetune import finetune
@@ -77,11 +77,11 @@ def check_command(
     report = check_tables(
         tables,
         _view(checkpoint, tokens, crops),
-        mixture=mixture_of(tables, checked_rates(rates, tables)),
+        mixture=mixture_of(tables, rates),
         n_shown=show,
         n_jobs=jobs or len(os.sched_getaffinity(0)),
         opens_media=decode,
-        on_progress=_tell if sys.stderr.isatty() else lambda name, n_done, n_rows: None,
+        on_progress=_tell if sys.stderr.isatty() else None,
     )
     if json:
         _say(json_format.dumps(report.as_dict(), indent=2))
@@ -123,9 +123,8 @@ def view_command(
         viewer = viewer_of_recipe(recipe, checkpoint, seed)
     else:
         tables = open_tables(list(files), allow_absolute=allow_absolute)
-        mixture = mixture_of(tables, checked_rates(rates, tables))
         view = _view(checkpoint, tokens, crops)
-        viewer = viewer_of_files(tables, view, _SETTINGS, mixture, seed)
+        viewer = viewer_of_files(tables, view, _SETTINGS, mixture_of(tables, rates), seed)
     if packed:
         page = viewer.packs(n or 3)
     else:
@@ -134,22 +133,12 @@ def view_command(
         out.write_text(render_page(page), encoding="utf-8")
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
-    _say(f"{out}")
+    _say(str(out))
 
 
 def _view(checkpoint: Path | None, n_tokens: int, n_crops: int) -> ModelView:
     budgets = Budgets(n_tokens=n_tokens, n_crops=n_crops)
     return open_model_view(replace(_SETTINGS, budgets=budgets), checkpoint)
-
-
-def checked_rates(rates: list[float] | None, tables: list[OwnTable]) -> list[float]:
-    """Raises DataError unless there is none, or one for each table."""
-    if rates and len(rates) != len(tables):
-        raise DataError(
-            f"{len(rates)} rates for {len(tables)} files: give --rate once for each file, or not "
-            "at all"
-        )
-    return rates or []
 
 
 def _tell(name: str, n_done: int, n_rows: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from molmo_core.errors import InvalidExample
 from molmo_training.data.example import Picture
 from molmo_training.data.formatting.media import RowMedia, scale_of
-from molmo_training.data.formatting.row import Row, flag, xy_of
+from molmo_training.data.formatting.row import Row, flag, shortened, xy_of
 from molmo_training.data.own.schema import questions_of
 
 LEAST_POINTS = 8
@@ -70,7 +70,7 @@ def examine_places(row: Row, pictures: Sequence[Picture]) -> Places:
                 xy = xy_of(question, field, place)
                 is_clipped = flag(question, "clip_points")
             except InvalidExample:
-                fault = f"{name}{inside} is {_short(place)}; give [x, y] or {{x, y}} of numbers"
+                fault = f"{name}{inside} is {shortened(place)}; give [x, y] or {{x, y}} of numbers"
                 return Places(fault=fault, field=field)
             if not is_clipped and not all(
                 0 <= v <= most for v, most in zip(xy, scale_xy, strict=True)
@@ -118,8 +118,3 @@ def _unit(question: Row) -> str:
         return f"point_scale {question['point_scale']:g}"
     has_size = question.get("width") is not None or question.get("height") is not None
     return "width and height" if has_size else "pixels"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -20,7 +20,7 @@ from molmo_training.data.formatting.points import (
     MULTI_IMAGE_STYLES,
     VIDEO_POINT_STYLES,
 )
-from molmo_training.data.formatting.row import Row
+from molmo_training.data.formatting.row import Row, shortened
 from molmo_training.data.formatting.templates import template_groups
 from molmo_training.data.formatting.tracks import TRACK_GROUPS
 
@@ -131,7 +131,7 @@ def read_row(record: object) -> Row:
     """The row that a record is. Raises InvalidExample."""
     if not isinstance(record, Mapping):
         raise InvalidExample(
-            f"a row is an object of fields, this is {_shown(record)}: give "
+            f"a row is an object of fields, this is {shortened(record)}: give "
             '{"image": …, "label": …, "points": …} or other fields'
         )
     row = _checked(record, ROW_FIELDS)
@@ -206,7 +206,7 @@ def _checked(record: Mapping[Any, Any], fields: Fields, inside: str = "") -> dic
             value = _transposed(value)
         if not any(_is_of(value, kind) for kind in field.kinds):
             raise InvalidExample(
-                f"field {name!r}{inside} is {_shown(value)}; give {' or '.join(field.kinds)}",
+                f"field {name!r}{inside} is {shortened(value)}; give {' or '.join(field.kinds)}",
                 param=name,
             )
         if field.items:
@@ -221,7 +221,7 @@ def _item(value: Any, kind: str, name: str) -> Any:
         return _checked(value, _OBJECTS[kind], f" in {name}")
     if kind not in _ALSO_OTHER:
         raise InvalidExample(
-            f"{name} is {_shown(value)}; give an object", param=name.partition("[")[0]
+            f"{name} is {shortened(value)}; give an object", param=name.partition("[")[0]
         )
     return value
 
@@ -283,8 +283,3 @@ def _with_style(question: Row, row: Row) -> Row:
         raise InvalidExample("count without points: there is nothing to count", param="count")
     found.pop("count", None)
     return {**found, "style": style}
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "…"
