@@ -270,6 +270,17 @@ def test_tracks_are_sampled_at_a_multiple_of_their_rate(source: Source, clip_pat
     assert answer.count(";") == 3
 
 
+def test_tracks_of_a_conversation_have_the_rate_of_their_branch(
+    source: Source, clip_path: Path
+) -> None:
+    moments = [{"time_s": t / 4, "points": [{"id": 1, "x": 10, "y": 10}]} for t in range(12)]
+    track = {"style": "video_point_track_per_frame", "label": "star", "tracks": moments}
+    branch = {"sampling_fps": 4, "multi_turn_messages": [track]}
+    row = {"video": clip_path, "sampling_fps": 1, "message_list": [branch]}
+    [found] = made(source(row)).example.branches
+    assert found.turns[-1].text.count(";") == 11
+
+
 def test_rates_of_tracks_fit_the_video() -> None:
     def rate(annotated_fps: float, source_fps: float) -> float:
         times = annotated_frame_times(1.0, 128, annotated_fps=annotated_fps, source_fps=source_fps)

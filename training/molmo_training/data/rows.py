@@ -18,10 +18,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from molmo_core.errors import InvalidExample
-from molmo_core.prompts import TRACK_FPS
 from molmo_training.data.example import Example, MarkedObject, Tokenized
 from molmo_training.data.formatting import Formatter, RowMedia
+from molmo_training.data.formatting.formatter import questions_of
 from molmo_training.data.formatting.row import Row, invalid, items, optional_number, rows
+from molmo_training.data.formatting.tracks import rate_of
 from molmo_training.data.media import SampledFrames, open_picture, open_video
 from molmo_training.data.packing import Size
 from molmo_training.data.sampling import (
@@ -175,18 +176,9 @@ def _first_points(part: Row, n_images: int) -> dict[str, Any]:
 
 def _annotated_fps(row: Row) -> float | None:
     """The rate of the row's tracks; None for rows without any."""
-    parts = [row, *(rows(row, "message_list") if row.get("message_list") else ())]
-    for part in list(parts):
-        parts += rows(part, "multi_turn_messages") if part.get("multi_turn_messages") else ()
-    for part in parts:
-        if part.get("tracks") is not None:
-            fps = optional_number(part, "sampling_fps")
-            fps = optional_number(row, "sampling_fps") if fps is None else fps
-            fps = TRACK_FPS if fps is None else fps
-            if fps <= 0:
-                raise invalid(part, "sampling_fps", "a rate above 0")
-            return fps
-    return None
+    with_tracks = (one for one in questions_of(row) if one.get("tracks") is not None)
+    tracked = next(with_tracks, None)
+    return None if tracked is None else rate_of(tracked)
 
 
 def _objects(row: Row, media: RowMedia) -> Sequence[Sequence[MarkedObject]]:

@@ -9,7 +9,7 @@ Knows: conversations, prefixes, weights, guards. Does not know: files, tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -60,7 +60,7 @@ UNCHANGED = LossWeight()
 MOST_OBJECTS = 62
 """The highest number that a marked object may have."""
 
-_SHARED_FIELDS = (
+SHARED_FIELDS = (
     "style",
     "point_scale",
     "width",
@@ -153,8 +153,18 @@ def _inherit(row: Row, field: str) -> list[Row]:
     found = rows(row, field)
     if not found:
         raise invalid(row, field, "at least one row")
-    shared = {name: row[name] for name in _SHARED_FIELDS if row.get(name) is not None}
+    shared = {name: row[name] for name in SHARED_FIELDS if row.get(name) is not None}
     return [{**shared, **{k: v for k, v in one.items() if v is not None}} for one in found]
+
+
+def questions_of(row: Row) -> Iterator[Row]:
+    """The row's questions, each with what the rows around it say for all. Raises InvalidExample."""
+    field = next((f for f in ("message_list", "multi_turn_messages") if row.get(f) is not None), "")
+    if not field:
+        yield row
+        return
+    for one in _inherit(row, field):
+        yield from questions_of(one)
 
 
 def _style_of(part: Row) -> str | None:

@@ -56,10 +56,7 @@ def track(
 ) -> tuple[str, str]:
     """The question and the `<tracks>` of the row."""
     style, label = text(row, "style"), text(row, "label")
-    fps = optional_number(row, "sampling_fps")
-    fps = TRACK_FPS if fps is None else fps
-    if fps <= 0:
-        raise invalid(row, "sampling_fps", "a rate above 0")
+    fps = rate_of(row)
     frames = seen_frames(_read_frames(row, media), media.frame_times_s)
     is_ends_only = style.endswith("start_end")
     if not is_ends_only:
@@ -76,6 +73,15 @@ def track(
         frames = ends_only(frames)
     question = optional_text(row, "question") or _question(style, slots, fps, settings, rng)
     return question, _answer(row, frames, label, settings)
+
+
+def rate_of(row: Row) -> float:
+    """Annotated moments a second of a row with tracks."""
+    fps = optional_number(row, "sampling_fps")
+    fps = TRACK_FPS if fps is None else fps
+    if fps <= 0:
+        raise invalid(row, "sampling_fps", "a rate above 0")
+    return fps
 
 
 def _read_frames(row: Row, media: RowMedia) -> list[TrackFrame]:

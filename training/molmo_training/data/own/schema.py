@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from molmo_core.errors import InvalidExample
 from molmo_core.prompts import NO_PREFIX_STYLES
+from molmo_training.data.formatting.formatter import SHARED_FIELDS
 from molmo_training.data.formatting.points import (
     IMAGE_POINT_GROUPS,
     MULTI_IMAGE_STYLES,
@@ -174,7 +175,7 @@ def obvious_style(question: Row, row: Row) -> str | None:
 
 def questions_of(row: Row) -> Iterator[tuple[str, Row]]:
     """The row's questions with where they stand in it; what the row says for all is in each."""
-    shared = {f: row[f] for f in ("point_scale", "width", "height", "clip_points") if f in row}
+    shared = {name: row[name] for name in SHARED_FIELDS if name in row}
     for field in ("message_list", "multi_turn_messages"):
         for k, one in enumerate(row.get(field, ())):
             for inside, question in questions_of({**shared, **one}):
