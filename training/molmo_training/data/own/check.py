@@ -94,7 +94,7 @@ def mixture_of(tables: Sequence[OwnTable], rates: Sequence[float] | None = None)
 
     Raises DataError where there are rates, but not one for each table.
     """
-    chosen = rates or [None] * len(tables)
+    chosen = [*rates] if rates else [None] * len(tables)
     if len(chosen) != len(tables):
         raise DataError(
             f"{len(chosen)} rates for {len(tables)} files: give --rate once for each file, or not "
