@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -100,7 +100,7 @@ def ask(http: httpx2.Client, number: int, *, is_constrained: bool) -> tuple[list
 
 
 def test_every_answer_parses(
-    http: httpx2.Client, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    http: httpx2.Client, request: pytest.FixtureRequest, show: Callable[..., None]
 ) -> None:
     seconds: dict[bool, float] = {}
     shares: dict[bool, float] = {}
@@ -114,10 +114,9 @@ def test_every_answer_parses(
         shares[is_constrained] = sum(not codes for codes, _ in answers) / n_prompts
         seconds[is_constrained] = statistics.median(s for _, s in answers[:100])
     name = request.node.callspec.params["http"]
-    with capsys.disabled():
-        print(  # noqa: T201
-            f"\n{name}: without a fault {shares[False]:.3f} free, {shares[True]:.4f} of "
-            f"{N_PROMPTS} under the grammar; median {seconds[False]:.2f} s and "
-            f"{seconds[True]:.2f} s for the same 100 prompts"
-        )
+    show(
+        f"{name}: without a fault {shares[False]:.3f} free, {shares[True]:.4f} of "
+        f"{N_PROMPTS} under the grammar; median {seconds[False]:.2f} s and "
+        f"{seconds[True]:.2f} s for the same 100 prompts"
+    )
     assert shares[True] == 1.0

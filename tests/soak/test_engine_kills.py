@@ -13,7 +13,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,9 +166,7 @@ def serving(folder: Path) -> Iterator[tuple[str, SupervisedEngine]]:
 @pytest.mark.soak
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("n_cycles", [5, 60])
-def test_killed_and_stopped(
-    n_cycles: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_killed_and_stopped(n_cycles: int, tmp_path: Path, show: Callable[..., None]) -> None:
     (tmp_path / "requests.jsonl").write_bytes(jsonl(requests()))
     rng, recovered_s = random.Random(n_cycles), []
     with (
@@ -193,8 +191,7 @@ def test_killed_and_stopped(
             assert outcome.took_s < DEADLINE_S + 30
     assert batches.failures == []
     assert f'molmo_batch_lines_total{{status="completed"}} {batches.n_lines:.1f}' in figures
-    with capsys.disabled():
-        print_report(recovered_s, strikes, load, batches)
+    show(*report(recovered_s, strikes, load, batches))
 
 
 def strike_and_wait(strikes: Strikes, load: Load) -> float:
@@ -213,13 +210,14 @@ def strike_and_wait(strikes: Strikes, load: Load) -> float:
     return time.monotonic() - struck
 
 
-def print_report(recovered_s: list[float], strikes: Strikes, load: Load, batches: Batches) -> None:
+def report(
+    recovered_s: list[float], strikes: Strikes, load: Load, batches: Batches
+) -> tuple[str, ...]:
     failed = Counter(o.error_code for o in load.outcomes if o.error_code is not None)
-    lines = (
+    return (
         f"{len(recovered_s)} cycles, strikes {dict(Counter(strikes.done))}",
         f"until answers came again: median {statistics.median(recovered_s):.1f} s, "
         f"worst {max(recovered_s):.1f} s",
         f"callers: {load.n_good()} answered, told of failures {dict(failed)}, 0 wrong, 0 hung",
         f"batches: {batches.n_lines} lines answered once, 0 lost, 0 wrong",
     )
-    print("", *lines, sep="\n")  # noqa: T201

@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -182,7 +182,7 @@ def answers_of_one(url: str) -> dict[str, str]:
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_200_swaps_under_load(
-    published: Published, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published: Published, tmp_path: Path, show: Callable[..., None]
 ) -> None:
     first, second = published.ids
     (tmp_path / "b").mkdir()
@@ -212,13 +212,12 @@ def test_200_swaps_under_load(
     assert load.failures == []
     for answer in load.answers:
         assert answer.text == expected[answer.checkpoint][answer.prompt]
-    with capsys.disabled():
-        print_report(load, swaps, start_s)
+    show(*report(load, swaps, start_s))
     took_s = [end - began for began, end in swaps]
     assert statistics.median(took_s) < start_s / 20
 
 
-def print_report(load: Load, swaps: list[tuple[float, float]], start_s: float) -> None:
+def report(load: Load, swaps: list[tuple[float, float]], start_s: float) -> tuple[str, ...]:
     during, apart = [], []
     for answer in load.answers:
         end = answer.began + answer.took_s
@@ -227,11 +226,10 @@ def print_report(load: Load, swaps: list[tuple[float, float]], start_s: float) -
     took_s = sorted(end - began for began, end in swaps)
     by_id = Counter(answer.checkpoint for answer in load.answers)
     base, swap_s = statistics.median(apart), statistics.median(took_s)
-    lines = (
+    return (
         f"{len(swaps)} swaps, answers {dict(by_id)}, 0 failed or hung",
         f"swap: median {swap_s:.3f} s, worst {took_s[-1]:.3f} s; start of an engine "
         f"{start_s:.1f} s, {start_s / swap_s:.0f} times as long",
         f"answer: median {base:.3f} s apart from swaps, {statistics.median(during):.3f} s with one",
         f"added: median {statistics.median(during) - base:.3f} s, worst {max(during) - base:.3f} s",
     )
-    print("", *lines, sep="\n")  # noqa: T201

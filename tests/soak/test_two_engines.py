@@ -13,6 +13,7 @@ import statistics
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
@@ -69,7 +70,7 @@ def kill_and_wait(engine: SupervisedEngine) -> float:
 def test_two_engines_under_load(
     published: Published,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    show: Callable[..., None],
 ) -> None:
     first, second = published.ids
     published.store.set_current(first)
@@ -122,11 +123,9 @@ def test_two_engines_under_load(
         assert answer.text == expected[answer.checkpoint][answer.prompt]
     by_id = Counter(answer.checkpoint for answer in answers)
     took_s = [answer.took_s for answer in answers]
-    with capsys.disabled():
-        print(  # noqa: T201
-            f"\n{N_SWAPS} changes of both engines, one killed and back after {back_s:.1f} s; "
-            f"{dict(by_id)} answers, none refused or mixed",
-            f"a change: median {statistics.median(swaps_s):.2f} s, worst {max(swaps_s):.2f} s",
-            f"an answer: median {statistics.median(took_s):.2f} s, worst {max(took_s):.2f} s",
-            sep="\n",
-        )
+    show(
+        f"{N_SWAPS} changes of both engines, one killed and back after {back_s:.1f} s; "
+        f"{dict(by_id)} answers, none refused or mixed",
+        f"a change: median {statistics.median(swaps_s):.2f} s, worst {max(swaps_s):.2f} s",
+        f"an answer: median {statistics.median(took_s):.2f} s, worst {max(took_s):.2f} s",
+    )
