@@ -40,11 +40,11 @@ def _check_that_all_hear_of_a_full_disk(run: ToyRun, state: RunState) -> None:
     run.advance(1)
     room = tensors.Writer
     if run.rank == 1:
-        tensors.Writer = _NoRoom  # type: ignore[misc]
+        tensors.Writer = _NoRoom
     run.save(state)
     with pytest.raises(TrainingError, match=r"step 9 is not saved, the disk .* that of step 8"):
         state.wait()
-    tensors.Writer = room  # type: ignore[misc]
+    tensors.Writer = room
     run.save(state)
     state.close()
 
@@ -61,7 +61,7 @@ def _check_that_all_end(rank: int) -> None:
 class _NoRoom(tensors.Writer):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.fs.create_stream = _no_room  # type: ignore[method-assign]
+        self.fs.create_stream = _no_room
 
 
 def _no_room(path: Path, mode: str) -> object:
