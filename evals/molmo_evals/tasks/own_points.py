@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from molmo_core import api
 from molmo_core.errors import InvalidRequest
@@ -110,8 +110,8 @@ def _size_px(picture: Path, where: str) -> tuple[int, int]:
     try:
         with Image.open(picture) as image:
             width_px, height_px = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
-    except (OSError, UnidentifiedImageError) as error:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except OSError as error:
         raise InvalidRequest(f"{where}: the picture {picture} cannot be read: {error}") from error
     return (height_px, width_px) if turned else (width_px, height_px)
 
@@ -124,7 +124,7 @@ def _points_px(row: Mapping[str, Any], size_px: tuple[int, int], where: str) -> 
         (size_px[1] if down is None else down),
     )
     try:
-        pairs = [(p["x"], p["y"]) if isinstance(p, dict) else tuple(p) for p in row["points"]]
+        pairs = [(p["x"], p["y"]) if isinstance(p, dict) else p for p in row["points"]]
         return tuple(
             (float(x) / across * size_px[0], float(y) / down * size_px[1]) for x, y in pairs
         )
