@@ -117,12 +117,12 @@ def _size_px(picture: Path, where: str) -> tuple[int, int]:
 
 
 def _points_px(row: Mapping[str, Any], size_px: tuple[int, int], where: str) -> tuple[XY, ...]:
-    scale = row.get("point_scale")
-    across, down = row.get("width", scale), row.get("height", scale)
-    across, down = (
-        (size_px[0] if across is None else across),
-        (size_px[1] if down is None else down),
-    )
+    across: Any = row.get("width")
+    down: Any = row.get("height")
+    if (scale := row.get("point_scale")) is not None:
+        across = down = scale
+    elif across is None and down is None:
+        across, down = size_px
     try:
         pairs = [(p["x"], p["y"]) if isinstance(p, dict) else p for p in row["points"]]
         return tuple(
