@@ -32,7 +32,7 @@ def branch(*messages: str, weighting: Weighting = UNWEIGHTED, factor: float = 1.
 
 def two(weighting: Weighting = UNWEIGHTED, factor: float = 1.0) -> list[TokenBranch]:
     options = {"weighting": weighting, "factor": factor}
-    return [branch("a", "b", **options), branch("c", "de", **options)]  # type: ignore[arg-type]
+    return [branch("a", "b", **options), branch("c", "de", **options)]
 
 
 def test_a_conversation() -> None:

@@ -62,7 +62,7 @@ def test_opening_reads_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def watched(path: object, *rest: object, **named: object) -> object:
         opened.append(str(path))
-        return real_open(path, *rest, **named)  # type: ignore[call-overload]
+        return real_open(path, *rest, **named)
 
     monkeypatch.setattr("io.open", watched)
     monkeypatch.setattr("builtins.open", watched)
