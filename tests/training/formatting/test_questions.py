@@ -213,7 +213,7 @@ def test_one_in_ten_of_the_demo_styles_is_named() -> None:
     [
         ("style_and_length", "long_caption :"),
         ("style_and_length_v2", "long_caption:"),
-        ("style_and_length_v3", ""),
+        ("style_and_length_v3", "long_caption:"),
     ],
 )
 def test_the_length_of_the_answer_is_told_about(mode: str, unsaid: str) -> None:
@@ -223,8 +223,10 @@ def test_the_length_of_the_answer_is_told_about(mode: str, unsaid: str) -> None:
     centre = 60 if mode.endswith("v3") else 100
     assert np.mean(told) == pytest.approx(centre, abs=1)
     assert 1 < np.std(told) < 4
-    at_test = prefixes("long_caption", mode, is_training=False)
-    assert set(at_test) == {"long_caption 65:"}
+    held_out = prefixes("long_caption", mode, n_answer_chars=1500, is_training=False)
+    assert held_out == prefixes("long_caption", mode, n_answer_chars=1500)
+    pointing = prefixes("pointing", mode)
+    assert (set(pointing) == {"pointing:"}) != mode.endswith("v3")
 
 
 def test_pretraining_asks_with_style_and_length() -> None:

@@ -44,8 +44,6 @@ class FormatSettings:
     """How often a single-point track starts at a drawn moment instead of the first one."""
     keep_count_without_pointing: bool = False
     """Whether styles keep their ending `_count_without_pointing` in training."""
-    default_inference_len: int | None = 65
-    """Length that a caption is asked to have outside training; None: unsaid."""
     is_training: bool = True
     """False: nothing is varied that changes the kind of answer, as for a validation loss."""
 

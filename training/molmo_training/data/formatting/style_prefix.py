@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from molmo_core.prompts import DEMO_STYLES, NO_PREFIX_STYLES
-from molmo_training.data.formatting.settings import FormatSettings
+from molmo_training.data.formatting.settings import FormatSettings, SystemPrompt
 
 _NEVER_PREFIXED = frozenset({"demo", "android_control"})
 _POINTING = frozenset({"pointing", "point_count", "cosyn_point"})
@@ -53,20 +53,17 @@ def style_prefix(
     if mode == "demo_or_style":
         bare = style in _NEVER_PREFIXED or (style in DEMO_STYLES and rng.random() >= _P_STYLE)
         return "" if bare else f"{style}:"
-    if style in _POINTING:
+    if style in _POINTING and mode != "style_and_length_v3":
         return f"{style}:"
-    return _with_length(style, n_answer_chars, settings, rng)
+    return _with_length(style, n_answer_chars, mode, rng)
 
 
 def _with_length(
-    style: str, n_answer_chars: int, settings: FormatSettings, rng: np.random.Generator
+    style: str, n_answer_chars: int, mode: SystemPrompt, rng: np.random.Generator
 ) -> str:
-    mode = settings.system_prompt
-    if not settings.is_training:
-        length = settings.default_inference_len
-        return f"{style}:" if length is None else f"{style} {length}:"
+    """The length is told of held-out answers too: their loss is that of an answer that is there."""
     if rng.random() < _P_STYLE:
-        return {"style_and_length": f"{style} :", "style_and_length_v2": f"{style}:"}.get(mode, "")
+        return f"{style} :" if mode == "style_and_length" else f"{style}:"
     if mode == "style_and_length_v3":
         stretch = float(np.clip(rng.normal(1, 0.05), 0.5, 1.5))
         return f"{style} {int(n_answer_chars * stretch / _CHARS_PER_UNIT_V3)}:"
