@@ -78,10 +78,12 @@ def assert_same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> No
 def test_micro_batches_are_one_big_batch(tokenizing: Tokenizing) -> None:
     rows = rows_of(tokenizing)
     whole, parts = trainer_of(), trainer_of(n_micro_batches=3)
-    one = whole.advance([collate(rows)])
-    several = parts.advance([collate(rows[:1]), collate(rows[1:3]), collate(rows[3:])])
+    one = whole.advance([replace(collate(rows), n_cut=3)])
+    micro = [(rows[:1], 1), (rows[1:3], 2), (rows[3:], 0)]
+    several = parts.advance([replace(collate(part), n_cut=n) for part, n in micro])
     assert several["loss"] == pytest.approx(one["loss"], rel=1e-6)
-    for name in ("accuracy", "z_loss", "tokens", "loss_tokens", "loss_weight", "crops"):
+    counts = ("tokens", "loss_tokens", "loss_weight", "crops", "cut_examples")
+    for name in ("accuracy", "z_loss", *counts):
         assert several[name] == pytest.approx(one[name], rel=1e-5), name
     assert_same(gradients(whole), gradients(parts))
     assert (parts.at.examples, parts.at.tokens) == (4, sum(len(r.input_ids) for r in rows))

@@ -64,6 +64,7 @@ class Drawn:
             token_targets=np.zeros((n_visual, 8), dtype=np.float32),
             about=np.zeros(n_tokens, dtype=np.int64),
             shows=np.zeros(n_tokens, dtype=np.int64),
+            n_cut=int(index % 7 == 0),
         )
         return ReadyRow(row)
 
@@ -106,6 +107,13 @@ def test_batches_are_packed_within_their_budgets(whole: list[Batch]) -> None:
         assert batch.crops.shape[0] <= 6
         assert int(batch.subsegments.max()) // 100_000 + 1 == batch.n_examples
     assert sum(batch.n_examples for batch in whole) / len(whole) > 2
+
+
+def test_examples_that_were_cut_are_counted(whole: list[Batch]) -> None:
+    for batch in whole:
+        names = batch.input_ids[0][batch.position_ids[0] == 0]
+        assert batch.n_cut == sum(name % 10_000 % 7 == 0 for name in names.tolist())
+    assert max(batch.n_cut for batch in whole) > 1
 
 
 def test_no_example_comes_twice_in_an_epoch(whole: list[Batch]) -> None:

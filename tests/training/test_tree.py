@@ -78,9 +78,10 @@ def test_what_does_not_fit_is_dropped_and_does_not_count() -> None:
     roots = Weighting(root_subsegments=True)
     long = branch("x" * 9, "y", weighting=roots)
     kept = build_tree(PREFIX, [*two(roots), long], EOS, TreeLimits(max_tokens=19))
-    assert kept.subsegments[-1] == 1
+    assert (kept.subsegments[-1], kept.is_cut) == (1, True)
     assert kept.weights.max() == pytest.approx(2**-0.5)
-    assert build_tree(PREFIX, [*two(), long], EOS, TreeLimits(max_tokens=20)).subsegments[-1] == 2
+    one_more = build_tree(PREFIX, [*two(), long], EOS, TreeLimits(max_tokens=20))
+    assert (one_more.subsegments[-1], one_more.is_cut) == (2, False)
     # A tree of which one branch is left is weighted as a tree: its end is not counted.
     alone = build_tree(PREFIX, two(BOTH_ROOTS), EOS, TreeLimits(max_tokens=8))
     assert alone.weights.max() == pytest.approx(2.0)
@@ -89,7 +90,7 @@ def test_what_does_not_fit_is_dropped_and_does_not_count() -> None:
 def test_an_answer_is_cut_at_the_end_of_the_sequence() -> None:
     tree = build_tree(PREFIX, [branch("a", "bcdef")], EOS, TreeLimits(max_tokens=8))
     assert tree.input_ids.tolist() == [*PREFIX, 197, 198, 199]
-    assert tree.targets.tolist()[-1] == 200
+    assert (tree.targets.tolist()[-1], tree.is_cut) == (200, True)
     assert tree.weights.tolist() == [0] * 5 + [1, 1, 1]
 
 

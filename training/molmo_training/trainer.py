@@ -132,6 +132,7 @@ class _Sums(NamedTuple):
     tokens: float
     loss_tokens: float
     crops: float
+    cut_examples: float
 
 
 Show = Callable[[Mapping[str, float]], None]
@@ -376,7 +377,7 @@ class Trainer:
 
     def _summed(self, batches: Sequence[Batch], losses: Tensor, weight: float) -> _Sums:
         counts = [
-            [b.n_examples, int(b.valid.sum()), int((b.weights > 0).sum()), len(b.crops)]
+            [b.n_examples, int(b.valid.sum()), int((b.weights > 0).sum()), len(b.crops), b.n_cut]
             for b in batches
         ]
         extra = torch.tensor(counts, dtype=torch.float64, device=self._device).sum(0)
@@ -435,5 +436,6 @@ def _means(sums: _Sums, has_z: bool) -> dict[str, float]:
         "loss_tokens": sums.loss_tokens,
         "loss_weight": sums.weight,
         "crops": sums.crops,
+        "cut_examples": sums.cut_examples,
     }
     return figures | ({"z_loss": sums.z / sums.weight} if has_z else {})

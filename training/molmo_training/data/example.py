@@ -7,7 +7,7 @@ Knows: nothing but the types. Source: message trees and loss weights of Molmo2's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -88,6 +88,8 @@ class Tokenized:
     token_targets: NDArray[np.float32]  # (M, 8): those of a visual token's first marked patch
     about: NDArray[np.int64]  # (S,) bit n: a token of an answer about object n
     shows: NDArray[np.int64]  # (S,) bit n: this visual token shows the centre of object n
+    n_cut: int = 0
+    """Examples of which answers did not fit whole: 0 or 1, or those of a pack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,4 +108,6 @@ class Batch:
     token_targets: Tensor  # (M, 8)
     about: Tensor  # (B, S)
     shows: Tensor  # (B, S)
-    n_examples: int = field(default=0)
+    n_examples: int = 0
+    n_cut: int = 0
+    """Those of which answers did not fit whole."""

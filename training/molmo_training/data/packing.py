@@ -128,11 +128,14 @@ def pack_rows(rows: Sequence[Tokenized]) -> Tokenized:
     joined = {
         field.name: np.concatenate([getattr(row, field.name) for row in rows])
         for field in fields(Tokenized)
-        if field.name not in ("pooling", "subsegments")
+        if field.name not in ("pooling", "subsegments", "n_cut")
     }
     subsegments = [row.subsegments + k * EXAMPLE_STRIDE for k, row in enumerate(rows)]
     return Tokenized(
-        **joined, pooling=joined_pooling(rows), subsegments=np.concatenate(subsegments)
+        **joined,
+        pooling=joined_pooling(rows),
+        subsegments=np.concatenate(subsegments),
+        n_cut=sum(row.n_cut for row in rows),
     )
 
 

@@ -56,12 +56,13 @@ class _LaneGroups(IterableDataset[_Delivered | DataError]):
 
 def _delivered(lanes: Sequence[Lane]) -> _Delivered:
     packs = [lane.next_pack() for lane in lanes]
-    batch = collate([pack_rows(pack) for pack in packs])
+    rows = [pack_rows(pack) for pack in packs]
+    n_examples, n_cut = sum(map(len, packs)), sum(row.n_cut for row in rows)
     bad = tuple(reason for lane in lanes for reason in lane.bad)
     for lane in lanes:
         lane.bad.clear()
     return _Delivered(
-        batch=replace(batch, n_examples=sum(map(len, packs))),
+        batch=replace(collate(rows), n_examples=n_examples, n_cut=n_cut),
         states={lane.number: lane.state for lane in lanes},
         bad=bad,
     )

@@ -116,6 +116,7 @@ class Tokenizing:
             token_targets=pooled_targets(patch_targets, pooling),
             about=tree.marks,
             shows=shows,
+            n_cut=int(tree.is_cut),
         )
 
     def _prefix(self, example: Example) -> _Prefix:

@@ -65,7 +65,7 @@ UNLIMITED = TreeLimits()
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """(S,) each."""
+    """(S,) each; `is_cut`: not all that the branches have to teach lies within the limits."""
 
     input_ids: NDArray[np.int64]
     targets: NDArray[np.int64]
@@ -73,6 +73,7 @@ class Tree:
     position_ids: NDArray[np.int64]
     subsegments: NDArray[np.int64]
     marks: NDArray[np.int64]
+    is_cut: bool
 
 
 def build_tree(
@@ -113,6 +114,7 @@ def build_tree(
         position_ids=np.array(positions[:end], dtype=np.int64),
         subsegments=np.array(subsegments[:end], dtype=np.int64),
         marks=np.array(marks[:end], dtype=np.int64),
+        is_cut=len(kept) < len(branches) or (end is not None and len(ids) > end),
     )
 
 
