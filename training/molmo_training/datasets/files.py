@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from molmo_core.errors import DataError
 from molmo_training.data.formatting.row import Row
@@ -40,19 +40,11 @@ def need(path: Path) -> Path:
     return path
 
 
-class Columns(Protocol):
-    """Records of which one field of all rows can be read alone."""
-
-    def __len__(self) -> int: ...
-    def record(self, index: int) -> Any: ...
-    def column(self, name: str) -> Any: ...
-
-
 @dataclass(frozen=True)
 class RecordRows:
     """Records of Parquet or Arrow files as rows."""
 
-    records: Columns
+    records: ParquetRecords | ArrowRecords
 
     def __len__(self) -> int:
         return len(self.records)
