@@ -398,7 +398,7 @@ class Trainer:
             for f in fields(batch)
             if isinstance(value := getattr(batch, f.name), Tensor)
         }
-        return Batch(**moved, n_examples=batch.n_examples)
+        return Batch(**moved, n_examples=batch.n_examples, n_cut=batch.n_cut)
 
     def _line(self, figures: Mapping[str, float]) -> dict[str, float]:
         place = {"step": self.at.step, "examples": self.at.examples}
