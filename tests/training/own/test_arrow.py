@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from molmo_core.errors import DataError, InvalidExample
+from molmo_training.data.own import arrow
 from molmo_training.data.own.table import open_table
 
 
@@ -67,6 +68,26 @@ def check_rows(path: Path, n: int = 5) -> None:
 def test_parquet_by_row_groups(tmp_path: Path) -> None:
     pq.write_table(rows(11), tmp_path / "a.parquet", row_group_size=2)
     check_rows(tmp_path / "a.parquet", 11)
+
+
+def test_row_groups_read_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(rows(10), tmp_path / "a.parquet", row_group_size=2)
+    table, read = open_table(tmp_path / "a.parquet"), []
+    of_file = arrow.ParquetRecords._read
+
+    def noted(records: arrow.ParquetRecords, group: int) -> Any:
+        read.append(group)
+        return of_file(records, group)
+
+    monkeypatch.setattr(arrow.ParquetRecords, "_read", noted)
+    monkeypatch.setattr(arrow, "KEPT_BYTES", 2 * of_file(table.records, 0).nbytes)
+    monkeypatch.setattr(arrow, "_KEPT", arrow._KeptTables())
+    labels = [table.row(k)["label"] for k in (0, 2, 1, 4, 0, 3)]
+    assert labels == [f"cat {k}" for k in (0, 2, 1, 4, 0, 3)]
+    assert read == [0, 1, 2, 1]
+    monkeypatch.setattr(arrow, "KEPT_BYTES", 1)
+    assert [table.row(k)["label"] for k in (9, 8)] == ["cat 9", "cat 8"]
+    assert read[4:] == [4]
 
 
 def test_a_folder_of_parquet_is_one_table(tmp_path: Path) -> None:

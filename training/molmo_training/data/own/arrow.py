@@ -1,7 +1,7 @@
 """Parquet files and folders of Hugging Face's datasets as records, read with pyarrow.
 
-Folders: what `datasets` wrote with `save_to_disk` (memory-mapped), or Parquet files. Of Parquet a
-few row groups are kept: rows in any order are quick where the groups are small.
+Folders: what `datasets` wrote with `save_to_disk` (memory-mapped), or Parquet files. Of Parquet the
+row groups read last are kept: rows in any order are quick where all fit, or the groups are small.
 Knows: forms of files and folders. Does not know: fields of a row.
 """
 
@@ -11,15 +11,40 @@ import bisect
 import importlib
 import json
 import re
+from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from molmo_core.errors import DataError, InvalidExample
 
-KEPT_GROUPS = 4
+KEPT_BYTES = 256 << 20
+"""Of row groups, of all Parquet files that a process reads."""
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
 _SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?\.parquet")
+
+
+class _KeptTables:
+    """The tables read last; one that is larger than `KEPT_BYTES` is kept alone."""
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[object, int], Any] = {}
+
+    def get(self, key: tuple[object, int], read: Callable[[], Any]) -> Any:
+        table = self._tables.pop(key, None)
+        if table is None:
+            table = read()
+            while self._tables and self._n_bytes() + table.nbytes > KEPT_BYTES:
+                del self._tables[next(iter(self._tables))]
+        self._tables[key] = table
+        return table
+
+    def _n_bytes(self) -> int:
+        return sum(table.nbytes for table in self._tables.values())
+
+
+_KEPT = _KeptTables()
 
 
 class ParquetRecords:
@@ -28,29 +53,29 @@ class ParquetRecords:
     def __init__(self, paths: list[Path]) -> None:
         """Reads the files' ends. Raises DataError for what is no Parquet file."""
         self.paths = paths
-        self._groups: list[tuple[int, int]] = []
-        rows = []
-        for number in range(len(paths)):
-            metadata = self._opened(number).metadata
-            for group in range(metadata.num_row_groups):
-                self._groups.append((number, group))
-                rows.append(metadata.row_group(group).num_rows)
+        self._ends_of_files = [self._opened(path).metadata for path in paths]
+        self._groups = [
+            (number, group)
+            for number, end in enumerate(self._ends_of_files)
+            for group in range(end.num_row_groups)
+        ]
+        rows = (self._ends_of_files[n].row_group(group).num_rows for n, group in self._groups)
         self._ends = list(accumulate(rows))
-        self._kept: dict[int, Any] = {}
+        self._first_rows = [0, *accumulate(end.num_rows for end in self._ends_of_files)]
+        self._opening = object()  # of which kept tables are: a file may be another one later
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def where(self, index: int, field: str | None = None) -> str:
         number, _ = self._groups[self._group_of(index)]
-        before = [e for e, (n, _) in zip(self._ends, self._groups, strict=True) if n < number]
-        place = f"{self.paths[number].name}:row {index - (before[-1] if before else 0)}"
+        place = f"{self.paths[number].name}:row {index - self._first_rows[number]}"
         return place if field is None else f"{place}:{field}"
 
     def record(self, index: int) -> Any:
         """Raises InvalidExample when the row group cannot be read."""
         group = self._group_of(index)
-        table = self._table(group)
+        table = _KEPT.get((self._opening, group), partial(self._read, group))
         first = self._ends[group - 1] if group else 0
         return _record_of(table, index - first, self.where(index))
 
@@ -65,30 +90,24 @@ class ParquetRecords:
             raise IndexError(index)
         return bisect.bisect_right(self._ends, index)
 
-    def _table(self, group: int) -> Any:
-        if group not in self._kept:
-            number, inside = self._groups[group]
-            try:
-                table = self._opened(number).read_row_group(inside, use_threads=False)
-            except (OSError, ValueError) as error:
-                raise InvalidExample(
-                    f"{self.paths[number].name}: row group {inside} cannot be read ({error}); "
-                    "get the file anew"
-                ) from error
-            while len(self._kept) >= KEPT_GROUPS:
-                del self._kept[next(iter(self._kept))]
-            self._kept[group] = table
-        return self._kept[group]
-
-    def _opened(self, number: int) -> Any:
-        path = self.paths[number]
+    def _read(self, group: int) -> Any:
+        number, inside = self._groups[group]
+        file = self._opened(self.paths[number], self._ends_of_files[number])
         try:
-            return _pyarrow("parquet").ParquetFile(path)
+            return file.read_row_group(inside, use_threads=False)
+        except (OSError, ValueError) as error:
+            raise InvalidExample(
+                f"{self.paths[number].name}: row group {inside} cannot be read ({error}); "
+                "get the file anew"
+            ) from error
+
+    def _opened(self, path: Path, end: Any = None) -> Any:
+        """`end`: what is known of the file already."""
+        try:
+            # A buffer ahead of all columns doubles the time of a small group.
+            return _pyarrow("parquet").ParquetFile(path, metadata=end, pre_buffer=False)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is no complete Parquet file ({error})") from error
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": {}}
 
 
 class ArrowRecords:
