@@ -171,6 +171,14 @@ def test_worker_processes_change_nothing(whole: list[Batch], n_workers: int) -> 
     assert_equal(list(islice(stream(state=state, n_workers=6 - n_workers), 20)), whole[14:34])
 
 
+def test_workers_that_have_nothing_to_do_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for rank in range(2):
+        next(iter(stream(replace(CONFIG, n_lanes=2), rank=rank, world_size=2, n_workers=3)))
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said == "n_workers is 3, a rank uses 1: as many as it has groups of lanes"
+
+
 def test_rows_of_a_batch_are_packs_in_their_order(whole: list[Batch]) -> None:
     config = replace(CONFIG, rows_per_batch=3)
     two = [islice(stream(config, rank=rank, world_size=2), 4) for rank in range(2)]

@@ -115,6 +115,12 @@ class PackedStream:
         """Batches from where the stream stands; one iterator at a time is of use."""
         groups = self._lane_groups
         n_feeds = max(min(self.n_workers, len(groups)), 1)
+        if n_feeds < self.n_workers and self.rank == 0:
+            _LOG.info(
+                "n_workers is %d, a rank uses %d: as many as it has groups of lanes",
+                self.n_workers,
+                n_feeds,
+            )
         turns = [b % len(groups) for b in range(self._n_batches, self._n_batches + len(groups))]
         feeds = [
             self._feed([group for group in turns if group % n_feeds == feed])
