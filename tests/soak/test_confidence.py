@@ -25,11 +25,8 @@ from molmo_core.scenes import Query, Scene, sample_queries, sample_scene
 from molmo_evals.metrics.points import HIT_SHARE_OF_DIAGONAL
 from molmo_evals.tasks.scenes import _clip_file, _files
 from molmo_server.answers.confidence import CALIBRATION
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool
-from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
-from tests.support.gateway import serve_in_thread, until
+from tests.support.gateway import serve_own_engines
 
 N_SCENES, N_CLIPS, SEED = 900, 60, 22
 LEAST_AUC, MOST_ERROR = 0.8, 0.05
@@ -57,13 +54,7 @@ class Outcome:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder: Path = tmp_path_factory.mktemp("c")
     settings = MolmoSettings(dtype="float32", n_threads=1, start_timeout_s=500, deadline_s=300)
-    own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
-
-    def engines() -> EnginePool:
-        return build_pool(settings, first_checkpoint(settings), own)
-
-    with serve_in_thread(settings, engines, own) as url, Client(url) as client:
-        until(client.ready, 500)
+    with serve_own_engines(settings, folder) as (url, _), Client(url) as client:
         yield client
 
 

@@ -18,14 +18,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool
-from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
 from tests.server.media import data_url
 from tests.support.checkpoint import write_checkpoint
 from tests.support.conversations import draw_image, draw_video
-from tests.support.gateway import serve_in_thread, until
+from tests.support.gateway import serve_own_engines
 
 N_PROMPTS = 1000
 START_LIMIT_S = 500
@@ -55,16 +52,10 @@ def http(
         start_timeout_s=START_LIMIT_S,
         deadline_s=300,
     )
-    own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
-
-    def engines() -> EnginePool:
-        return build_pool(settings, first_checkpoint(settings), own)
-
     with (
-        serve_in_thread(settings, engines, own) as url,
+        serve_own_engines(settings, folder) as (url, _),
         httpx2.Client(base_url=url, timeout=300) as http,
     ):
-        until(lambda: http.get("/ready").status_code == 200, START_LIMIT_S)
         yield http
 
 

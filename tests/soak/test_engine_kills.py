@@ -24,14 +24,12 @@ import pytest
 
 from molmo_client import Client
 from molmo_core.api_batches import Batch
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool, SupervisedEngine
-from molmo_server.engines import OwnEngines, build_pool
+from molmo_server.engine_pool import SupervisedEngine
 from molmo_server.settings import MolmoSettings
 from tests.e2e.test_engine_killed import DEADLINE_S, START_LIMIT_S, VICTIMS, Load, streamed, whole
 from tests.server.batches import POINT, jsonl, line
 from tests.server.media import data_url, picture
-from tests.support.gateway import serve_in_thread, until
+from tests.support.gateway import serve_own_engines, until
 
 N_LINES = 30
 WHOLE_GROUP = "whole group"
@@ -149,17 +147,9 @@ def serving(folder: Path) -> Iterator[tuple[str, SupervisedEngine]]:
         longest_backoff_s=1,
         drain_s=5,
     )
-    pools: list[EnginePool] = []
-
-    def engines() -> EnginePool:
-        own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
-        pools.append(build_pool(settings, first_checkpoint(settings), own))
-        return pools[0]
-
-    with serve_in_thread(settings, engines) as url, httpx2.Client(base_url=url) as http:
-        [engine] = pools[0].engines
+    with serve_own_engines(settings, folder) as (url, pool):
+        [engine] = pool.engines
         assert isinstance(engine, SupervisedEngine)
-        until(lambda: http.get("/ready").status_code == 200, START_LIMIT_S)
         yield url, engine
 
 

@@ -23,15 +23,12 @@ import pytest
 
 from molmo_core.checkpoints import FolderStore
 from molmo_core.prompts import Turn
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool
-from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
 from molmo_training.checkpoints.opened import open_checkpoint
 from molmo_training.checkpoints.publish import compute_probes
 from tests.support.checkpoint import write_checkpoint
 from tests.support.conversations import Conversation, draw_image, draw_text, draw_video
-from tests.support.gateway import events_of, serve_in_thread, until
+from tests.support.gateway import events_of, serve_own_engines
 
 N_SWAPS = 200
 N_CALLERS = 6
@@ -160,15 +157,8 @@ def serving(published: Published, folder: Path) -> Iterator[tuple[str, float]]:
         start_timeout_s=START_LIMIT_S,
         probe_tolerance=1e-3,
     )
-
-    own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
-
-    def engines() -> EnginePool:
-        return build_pool(settings, first_checkpoint(settings), own)
-
     began = time.monotonic()
-    with serve_in_thread(settings, engines, own) as url, httpx2.Client(base_url=url) as http:
-        until(lambda: http.get("/ready").status_code == 200, START_LIMIT_S)
+    with serve_own_engines(settings, folder) as (url, _):
         yield url, time.monotonic() - began
 
 

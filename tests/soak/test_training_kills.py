@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from molmo_training.runs.run_state import RunState
-from tests.support.toy_run import curve, go_on, killed_at, process
+from tests.support.ranks import process
+from tests.support.toy_run import curve, go_on, killed_at
 
 N_KILLS, MOST_STEPS = 100, 400
 LONGEST_S = 1.0

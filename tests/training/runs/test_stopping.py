@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from molmo_training.data.loader import make_loader
 from molmo_training.runs.stopping import SIGNALS, Stopping
-from tests.support.toy_run import process
+from tests.support.ranks import process
 
 
 class Clock:
