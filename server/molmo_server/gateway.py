@@ -143,9 +143,7 @@ class Gateway:
         """The engine's whole completion, and whose weights answered."""
         async with self.open_texts(question, request_id=request_id, whole=True) as (asked, reply):
             answer = text_completion(reply)
-            usage = answer["usage"]
-            n_tokens = usage.get("completion_tokens", 0)
-            asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
+            _note_usage(asked, answer)
             return answer, asked.answering
 
     @asynccontextmanager
@@ -202,9 +200,7 @@ class Gateway:
         serving = self.serving(question.model)
         async with serving._open(question, request_id, whole=True) as (asked, reply):
             answer = chat_completion(reply)
-            usage = answer.get("usage") or {}
-            n_tokens = usage.get("completion_tokens", 0)
-            asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
+            usage = _note_usage(asked, answer)
             tell_visual_tokens(usage, asked.prompt.visual_usage())
             answered = Completion(prompt=asked.prompt, answer=answer, checkpoint_id=asked.answering)
         serving._compare(asked, answered, request_id)
@@ -283,3 +279,11 @@ async def _reply_to(asked: Asked, ask: Callable[[], Awaitable[EngineReply]]) -> 
     reply = await ask()
     asked.note_engine_without_grammars()
     return reply
+
+
+def _note_usage(asked: Asked | AskedTexts, answer: dict[str, Any]) -> dict[str, Any]:
+    """What a whole answer used, as the engine told."""
+    usage: dict[str, Any] = answer["usage"] or {}
+    n_tokens = usage.get("completion_tokens", 0)
+    asked.note_tokens(prompt=usage.get("prompt_tokens"), completion=n_tokens)
+    return usage

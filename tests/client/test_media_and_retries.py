@@ -73,7 +73,7 @@ def test_addresses_stay_as_they_are() -> None:
 )
 def test_what_cannot_be_sent(value: object, message: str) -> None:
     with pytest.raises(InvalidMedia, match=message):
-        encode(value)  # type: ignore[arg-type]
+        encode(value)
 
 
 def test_mixtures_are_refused() -> None:

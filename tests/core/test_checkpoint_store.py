@@ -115,7 +115,7 @@ def fail_at(number: int, fail: Callable[[], None]) -> None:
         raw = stream.buffer if hasattr(stream, "buffer") else stream
         return _Writer(raw, counted(raw.write)) if stream is raw else stream
 
-    builtins.open = io.open = opened  # type: ignore[assignment]
+    builtins.open = io.open = opened
 
 
 class _Writer:

@@ -18,14 +18,12 @@ import httpx2
 import orjson
 import pytest
 
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool, SupervisedEngine
-from molmo_server.engines import OwnEngines, build_pool
+from molmo_server.engine_pool import SupervisedEngine
 from molmo_server.settings import MolmoSettings
 from tests.server.media import data_url, picture
 from tests.server.processes import is_alive
 from tests.support.checkpoint import write_checkpoint
-from tests.support.gateway import serve_in_thread, until
+from tests.support.gateway import serve_own_engines, until
 
 VICTIMS = ("EngineCore", "api_server")
 """What computes, and what speaks HTTP with the gateway."""
@@ -156,19 +154,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         first_backoff_s=0.1,
         drain_s=5,
     )
-    pools: list[EnginePool] = []
-
-    def engines() -> EnginePool:
-        own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
-        pools.append(build_pool(settings, first_checkpoint(settings), own))
-        return pools[0]
-
-    with serve_in_thread(settings, engines) as url, httpx2.Client(base_url=url) as http:
-        engine = pools[0].engines[0]
+    with serve_own_engines(settings, folder) as (url, pool), httpx2.Client(base_url=url) as http:
+        engine = pool.engines[0]
         assert isinstance(engine, SupervisedEngine)
-        server = Running(url=url, engine=engine, http=http)
-        until(server.is_ready, START_LIMIT_S)
-        yield server
+        yield Running(url=url, engine=engine, http=http)
 
 
 @pytest.mark.timeout(1500)

@@ -19,14 +19,12 @@ from safetensors.torch import load_file, save_file
 from molmo_core.checkpoints import FolderStore
 from molmo_core.errors import CheckpointError
 from molmo_core.prompts import Turn
-from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.engine_pool import EnginePool, SupervisedEngine
-from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
 from molmo_training.checkpoints.publish import publish, publish_as_it_is
 from tests.support.checkpoint import write_checkpoint
 from tests.support.conversations import Conversation, draw_image, draw_text
-from tests.support.gateway import serve_in_thread, until
+from tests.support.gateway import serve_own_engines, until
 
 NATIVE = Path(__file__).parents[1] / "golden" / "native"
 KEY = "secret"
@@ -89,19 +87,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         first_backoff_s=0.1,
         probe_tolerance=1e-3,
     )
-    own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
-    pools: list[EnginePool] = []
-
-    def engines() -> EnginePool:
-        pools.append(build_pool(settings, first_checkpoint(settings), own))
-        return pools[0]
-
     with (
-        serve_in_thread(settings, engines, own) as url,
+        serve_own_engines(settings, folder) as (url, pool),
         httpx2.Client(base_url=url, timeout=START_LIMIT_S) as http,
     ):
-        until(lambda: http.get("/ready").status_code == 200, START_LIMIT_S)
-        yield Service(http=http, store=store, pool=pools[0], ids=(ids[1], ids[0]))
+        yield Service(http=http, store=store, pool=pool, ids=(ids[1], ids[0]))
 
 
 @pytest.fixture(autouse=True)

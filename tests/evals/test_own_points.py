@@ -41,6 +41,7 @@ def answer_of(*points: tuple[float, float]) -> api.PointAnswer:
         {**ROW, "points": [{"x": 0.25, "y": 0.25}, {"x": 0.75, "y": 0.75}], "point_scale": 1},
         {**ROW, "points": [[25, 25], [75, 75]], "point_scale": 100},
         {**ROW, "points": [[100, 25], [300, 75]], "width": 400, "height": 100},
+        {**ROW, "points": [[25, 25], [75, 75]], "point_scale": 100, "width": 400, "height": 100},
     ],
 )
 def test_points_of_any_scale_are_places_in_the_picture(tmp_path: Path, row: object) -> None:
@@ -70,6 +71,7 @@ def test_a_turned_picture_is_measured_as_it_is_seen(tmp_path: Path) -> None:
         ({**ROW, "points": [[1]]}, "give a list of \\[x, y\\]"),
         ({**ROW, "points": None}, "has the points None"),
         ({**ROW, "point_scale": 0}, "has the points"),
+        ({**ROW, "width": 400}, "has the points"),
         ([1], "has list"),
     ],
 )

@@ -48,7 +48,7 @@ def check_points(data: bytes) -> None:
     media: Literal["image", "video"] = "video" if how & 1 else "image"
     options = {"media": media, "n_media": 1 if how & 1 else how >> 1 & 3, "legacy": bool(how & 8)}
     began = time.process_time()
-    whole = parse_grounding(text, **options)  # type: ignore[arg-type]
+    whole = parse_grounding(text, **options)
     assert _in_pieces(text, 1 + (how >> 4), options) == whole, "cuts change the result"
     took_s = time.process_time() - began
     assert took_s < _PATIENCE_S + _PATIENCE_PER_CHAR_S * len(text), f"{took_s} s"
@@ -58,7 +58,7 @@ def check_points(data: bytes) -> None:
 
 
 def _in_pieces(text: str, n_chars: int, options: dict[str, object]) -> Grounding:
-    parser = GroundingParser(**options)  # type: ignore[arg-type]
+    parser = GroundingParser(**options)
     for start in range(0, len(text), n_chars):
         parser.feed(text[start : start + n_chars])
     return parser.close()

@@ -84,7 +84,7 @@ def test_each_line_is_answered_once(
     for _ in range(n_kills):
         n_asked = len(engine.requests) + rng.randrange(1, 12)
         _, pid = killed.start(Order())
-        until(lambda n=n_asked: len(engine.requests) >= n)  # type: ignore[misc]
+        until(lambda n=n_asked: len(engine.requests) >= n)
         os.kill(pid, signal.SIGKILL)
         assert killed.wait() == signal.SIGKILL
     n_left = n_lines - len({body["messages"][0]["content"][-1]["text"] for body in engine.requests})

@@ -64,7 +64,7 @@ def test_a_canary_that_breaks_costs_no_caller_an_answer(stored: Stored, tmp_path
         engine = service.pool.trial.engine if service.pool.trial else None
         assert isinstance(engine, SupervisedEngine)
         began = time.monotonic()
-        engine._process.kill()  # type: ignore[union-attr]
+        engine._process.kill()
         answered = keep_asking_until(service, done)
         assert time.monotonic() - began < 15
         assert "did not last" in responses[0].text or "it broke on callers" in responses[0].text

@@ -45,7 +45,7 @@ async def test_a_request_that_ends_while_a_file_is_written_leaves_none(tmp_path:
         assert may_write.wait(10)
         write(*arguments)
 
-    files._write = late  # type: ignore[method-assign]
+    files._write = late
     asking = asyncio.create_task(files.url(FILE, tmp_path))
     await asyncio.sleep(0)
     asking.cancel()
@@ -77,7 +77,7 @@ class Seeing(FakeEngine):
         super().__init__()
         self.folder, self.seen = folder, []
 
-    async def _misbehave(self, question, request):  # type: ignore[no-untyped-def]
+    async def _misbehave(self, question, request):
         self.seen.append([path.read_bytes() for path in self.folder.iterdir()])
         return await super()._misbehave(question, request)
 

@@ -149,7 +149,7 @@ def test_an_answer_goes_on_and_the_prompt_has_values(
     wishes = {"continue_final_message": True, "prompt_logprobs": 0, "return_token_ids": True}
     client.chat.completions.create(
         model="molmo2",
-        messages=told,  # type: ignore[arg-type]
+        messages=told,
         max_tokens=1,
         extra_body={**wishes, "add_generation_prompt": False},
     )

@@ -37,7 +37,7 @@ def test_a_question_about_a_picture(openai_gateway: RunningGateway, client: open
     raw = client.responses.with_raw_response.create(
         model="molmo2",
         instructions="Be short.",
-        input=QUESTION,  # type: ignore[arg-type]
+        input=QUESTION,
         max_output_tokens=200,
         temperature=0,
         metadata={"run": "7"},
@@ -64,7 +64,7 @@ def test_a_question_about_a_picture(openai_gateway: RunningGateway, client: open
 
 
 def test_grounding_stands_beside_the_text(client: openai.OpenAI) -> None:
-    answer = client.responses.create(model="molmo2", input=QUESTION)  # type: ignore[arg-type]
+    answer = client.responses.create(model="molmo2", input=QUESTION)
 
     part = text_of(answer)
     assert part.annotations == []
@@ -84,7 +84,7 @@ def test_a_video_and_its_tracks(openai_gateway: RunningGateway, client: openai.O
     ]
     answer = client.responses.create(
         model="molmo2",
-        input=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
+        input=[{"role": "user", "content": content}],
     )
 
     assert answer.model_extra is not None
@@ -95,9 +95,7 @@ def test_a_video_and_its_tracks(openai_gateway: RunningGateway, client: openai.O
 
 
 def test_a_stream(client: openai.OpenAI) -> None:
-    events = list(
-        client.responses.create(model="molmo2", input=QUESTION, stream=True)  # type: ignore[call-overload]
-    )
+    events = list(client.responses.create(model="molmo2", input=QUESTION, stream=True))
 
     every_kind = [event.type for event in events]
     at = every_kind.index("response.output_text.annotation.added")
@@ -122,7 +120,7 @@ def test_a_stream(client: openai.OpenAI) -> None:
     [added] = [e for e in events if e.type == "response.output_text.annotation.added"]
     place = {k: v for k, v in POINT.items() if k != "label"}  # which comes with the whole answer
     assert added.annotation.to_dict(warnings=False) == place  # of a type that the client lacks
-    whole = client.responses.create(model="molmo2", input=QUESTION)  # type: ignore[arg-type]
+    whole = client.responses.create(model="molmo2", input=QUESTION)
     assert without_identity(events[-1].response) == without_identity(whole)
 
 
@@ -149,7 +147,7 @@ def test_the_clients_helpers(openai_gateway: RunningGateway, client: openai.Open
     for asked in openai_gateway.engine.requests:
         assert asked["structured_outputs"]["json"]["required"] == ["shape"]
     assert parsed.text is not None
-    assert parsed.text.to_dict()["format"]["name"] == "Scene"  # type: ignore[index]
+    assert parsed.text.to_dict()["format"]["name"] == "Scene"
 
 
 def test_an_answer_that_is_cut(client: openai.OpenAI) -> None:
@@ -166,7 +164,7 @@ def test_an_answer_that_is_cut(client: openai.OpenAI) -> None:
 def test_a_conversation_is_sent_whole(
     openai_gateway: RunningGateway, client: openai.OpenAI
 ) -> None:
-    first = client.responses.create(model="molmo2", input=QUESTION)  # type: ignore[arg-type]
+    first = client.responses.create(model="molmo2", input=QUESTION)
     openai_gateway.engine.requests.clear()
 
     turns: list[Any] = [

@@ -274,7 +274,7 @@ async def test_a_listed_host_has_to_be_public_too(world: Internet) -> None:
 )
 def test_lists_that_cannot_be_meant(settings: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        MolmoSettings(**settings)  # type: ignore[arg-type]
+        MolmoSettings(**settings)
 
 
 async def test_without_the_loopback_of_tests_loopback_is_refused(world: Internet) -> None:

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,16 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_vllm_bench_serve(url: str, backend: str, tmp_path: Path) -> None:
+def test_vllm_bench_serve(
+    url: str, backend: str, tmp_path: Path, show: Callable[..., None]
+) -> None:
     figures = run_bench(url, backend, tmp_path)
 
-    sys.stdout.write(
-        f"\n{backend}: {figures['completed']} of {N_PROMPTS} requests of {N_TOKENS} tokens, "
+    show(
+        f"{backend}: {figures['completed']} of {N_PROMPTS} requests of {N_TOKENS} tokens, "
         f"{figures['request_throughput']:.1f} a second, "
         f"{figures['output_throughput']:.0f} tokens a second, first token after "
-        f"{figures['median_ttft_ms']:.0f} ms, then {figures['median_tpot_ms']:.1f} ms a token\n"
+        f"{figures['median_ttft_ms']:.0f} ms, then {figures['median_tpot_ms']:.1f} ms a token"
     )
     assert (figures["completed"], figures["failed"]) == (N_PROMPTS, 0)
     assert figures["total_output_tokens"] == N_PROMPTS * N_TOKENS

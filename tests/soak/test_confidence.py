@@ -8,7 +8,7 @@ in use was found.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,11 +25,8 @@ from molmo_core.scenes import Query, Scene, sample_queries, sample_scene
 from molmo_evals.metrics.points import HIT_SHARE_OF_DIAGONAL
 from molmo_evals.tasks.scenes import _clip_file, _files
 from molmo_server.answers.confidence import CALIBRATION
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool
-from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
-from tests.support.gateway import serve_in_thread, until
+from tests.support.gateway import serve_own_engines
 
 N_SCENES, N_CLIPS, SEED = 900, 60, 22
 LEAST_AUC, MOST_ERROR = 0.8, 0.05
@@ -57,13 +54,7 @@ class Outcome:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder: Path = tmp_path_factory.mktemp("c")
     settings = MolmoSettings(dtype="float32", n_threads=1, start_timeout_s=500, deadline_s=300)
-    own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
-
-    def engines() -> EnginePool:
-        return build_pool(settings, first_checkpoint(settings), own)
-
-    with serve_in_thread(settings, engines, own) as url, Client(url) as client:
-        until(client.ready, 500)
+    with serve_own_engines(settings, folder) as (url, _), Client(url) as client:
         yield client
 
 
@@ -164,25 +155,25 @@ def refitted(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     return float(weights[0]), float(weights[1])
 
 
-def test_confidence_tells_right_from_wrong(
-    client: Client, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_confidence_tells_right_from_wrong(client: Client, show: Callable[..., None]) -> None:
     with ThreadPoolExecutor(4) as pool:
         points = [o for some in pool.map(lambda k: ask(client, k), range(N_SCENES)) for o in some]
         tracks = [o for some in pool.map(lambda k: follow(client, k), range(N_CLIPS)) for o in some]
     lines, error = table(points)
     offset, slope = refitted(points)
     by_kind = {kind: [o for o in points if o.kind == kind] for kind in dict.fromkeys(KINDS)}
-    with capsys.disabled():
-        print(f"\n{len(points)} points, {np.mean([o.is_right for o in points]):.3f} right")  # noqa: T201
-        print("| confidence | points | mean | right |\n|---|---|---|---|", *lines, sep="\n")  # noqa: T201
-        print(f"expected calibration error {error:.3f}; AUC {auc(points):.3f}")  # noqa: T201
-        print({k: (len(some), round(auc(some), 3)) for k, some in by_kind.items()})  # noqa: T201
-        print(f"a calibration of these: offset {offset:.4f}, slope {slope:.4f}")  # noqa: T201
-        track_lines, track_error = table(tracks)
-        print(f"tracks: {len(tracks)} places, {np.mean([o.is_right for o in tracks]):.3f} right")  # noqa: T201
-        print(*track_lines, sep="\n")  # noqa: T201
-        print(f"error {track_error:.3f}, AUC {auc(tracks):.3f}")  # noqa: T201
+    track_lines, track_error = table(tracks)
+    show(
+        f"{len(points)} points, {np.mean([o.is_right for o in points]):.3f} right",
+        "| confidence | points | mean | right |\n|---|---|---|---|",
+        *lines,
+        f"expected calibration error {error:.3f}; AUC {auc(points):.3f}",
+        {k: (len(some), round(auc(some), 3)) for k, some in by_kind.items()},
+        f"a calibration of these: offset {offset:.4f}, slope {slope:.4f}",
+        f"tracks: {len(tracks)} places, {np.mean([o.is_right for o in tracks]):.3f} right",
+        *track_lines,
+        f"error {track_error:.3f}, AUC {auc(tracks):.3f}",
+    )
     assert auc(points) >= LEAST_AUC
     assert error <= MOST_ERROR
     assert auc(tracks) >= LEAST_AUC

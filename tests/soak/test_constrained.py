@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -18,14 +18,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool
-from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
 from tests.server.media import data_url
 from tests.support.checkpoint import write_checkpoint
 from tests.support.conversations import draw_image, draw_video
-from tests.support.gateway import serve_in_thread, until
+from tests.support.gateway import serve_own_engines
 
 N_PROMPTS = 1000
 START_LIMIT_S = 500
@@ -55,16 +52,10 @@ def http(
         start_timeout_s=START_LIMIT_S,
         deadline_s=300,
     )
-    own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
-
-    def engines() -> EnginePool:
-        return build_pool(settings, first_checkpoint(settings), own)
-
     with (
-        serve_in_thread(settings, engines, own) as url,
+        serve_own_engines(settings, folder) as (url, _),
         httpx2.Client(base_url=url, timeout=300) as http,
     ):
-        until(lambda: http.get("/ready").status_code == 200, START_LIMIT_S)
         yield http
 
 
@@ -100,7 +91,7 @@ def ask(http: httpx2.Client, number: int, *, is_constrained: bool) -> tuple[list
 
 
 def test_every_answer_parses(
-    http: httpx2.Client, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    http: httpx2.Client, request: pytest.FixtureRequest, show: Callable[..., None]
 ) -> None:
     seconds: dict[bool, float] = {}
     shares: dict[bool, float] = {}
@@ -114,10 +105,9 @@ def test_every_answer_parses(
         shares[is_constrained] = sum(not codes for codes, _ in answers) / n_prompts
         seconds[is_constrained] = statistics.median(s for _, s in answers[:100])
     name = request.node.callspec.params["http"]
-    with capsys.disabled():
-        print(  # noqa: T201
-            f"\n{name}: without a fault {shares[False]:.3f} free, {shares[True]:.4f} of "
-            f"{N_PROMPTS} under the grammar; median {seconds[False]:.2f} s and "
-            f"{seconds[True]:.2f} s for the same 100 prompts"
-        )
+    show(
+        f"{name}: without a fault {shares[False]:.3f} free, {shares[True]:.4f} of "
+        f"{N_PROMPTS} under the grammar; median {seconds[False]:.2f} s and "
+        f"{seconds[True]:.2f} s for the same 100 prompts"
+    )
     assert shares[True] == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ N_EXAMPLES = 1000
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_a_thousand_examples_of_every_operation(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, show: Callable[..., None]
 ) -> None:
     with contract(folder, tmp_path) as asked:
         asked.ask(n_examples=N_EXAMPLES)
@@ -23,7 +24,5 @@ def test_a_thousand_examples_of_every_operation(
     by_operation: dict[str, Counter[int]] = {}
     for (operation, status), n in asked.answers.items():
         by_operation.setdefault(operation, Counter())[status] += n
-    with capsys.disabled():
-        for operation, answers in sorted(by_operation.items()):
-            print(f"\n{operation}: {sum(answers.values())} {dict(answers.most_common())}", end="")  # noqa: T201
+    show(*(f"{of}: {a.total()} {dict(a.most_common())}" for of, a in sorted(by_operation.items())))
     assert not asked.complaints, "\n\n".join(asked.complaints)

@@ -13,7 +13,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +24,12 @@ import pytest
 
 from molmo_client import Client
 from molmo_core.api_batches import Batch
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool, SupervisedEngine
-from molmo_server.engines import OwnEngines, build_pool
+from molmo_server.engine_pool import SupervisedEngine
 from molmo_server.settings import MolmoSettings
 from tests.e2e.test_engine_killed import DEADLINE_S, START_LIMIT_S, VICTIMS, Load, streamed, whole
 from tests.server.batches import POINT, jsonl, line
 from tests.server.media import data_url, picture
-from tests.support.gateway import serve_in_thread, until
+from tests.support.gateway import serve_own_engines, until
 
 N_LINES = 30
 WHOLE_GROUP = "whole group"
@@ -149,26 +147,16 @@ def serving(folder: Path) -> Iterator[tuple[str, SupervisedEngine]]:
         longest_backoff_s=1,
         drain_s=5,
     )
-    pools: list[EnginePool] = []
-
-    def engines() -> EnginePool:
-        own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
-        pools.append(build_pool(settings, first_checkpoint(settings), own))
-        return pools[0]
-
-    with serve_in_thread(settings, engines) as url, httpx2.Client(base_url=url) as http:
-        [engine] = pools[0].engines
+    with serve_own_engines(settings, folder) as (url, pool):
+        [engine] = pool.engines
         assert isinstance(engine, SupervisedEngine)
-        until(lambda: http.get("/ready").status_code == 200, START_LIMIT_S)
         yield url, engine
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("n_cycles", [5, 60])
-def test_killed_and_stopped(
-    n_cycles: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_killed_and_stopped(n_cycles: int, tmp_path: Path, show: Callable[..., None]) -> None:
     (tmp_path / "requests.jsonl").write_bytes(jsonl(requests()))
     rng, recovered_s = random.Random(n_cycles), []
     with (
@@ -193,8 +181,7 @@ def test_killed_and_stopped(
             assert outcome.took_s < DEADLINE_S + 30
     assert batches.failures == []
     assert f'molmo_batch_lines_total{{status="completed"}} {batches.n_lines:.1f}' in figures
-    with capsys.disabled():
-        print_report(recovered_s, strikes, load, batches)
+    show(*report(recovered_s, strikes, load, batches))
 
 
 def strike_and_wait(strikes: Strikes, load: Load) -> float:
@@ -213,13 +200,14 @@ def strike_and_wait(strikes: Strikes, load: Load) -> float:
     return time.monotonic() - struck
 
 
-def print_report(recovered_s: list[float], strikes: Strikes, load: Load, batches: Batches) -> None:
+def report(
+    recovered_s: list[float], strikes: Strikes, load: Load, batches: Batches
+) -> tuple[str, ...]:
     failed = Counter(o.error_code for o in load.outcomes if o.error_code is not None)
-    lines = (
+    return (
         f"{len(recovered_s)} cycles, strikes {dict(Counter(strikes.done))}",
         f"until answers came again: median {statistics.median(recovered_s):.1f} s, "
         f"worst {max(recovered_s):.1f} s",
         f"callers: {load.n_good()} answered, told of failures {dict(failed)}, 0 wrong, 0 hung",
         f"batches: {batches.n_lines} lines answered once, 0 lost, 0 wrong",
     )
-    print("", *lines, sep="\n")  # noqa: T201

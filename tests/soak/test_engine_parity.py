@@ -28,16 +28,9 @@ N_AT_ONCE = 8
 
 
 @pytest.fixture
-def report(request, capfd):
-    """Write a row of the table to the terminal, past pytest's capturing."""
-    writer = request.config.get_terminal_writer()
-
-    def row(*cells):
-        with capfd.disabled():
-            writer.line(f"\n| {' | '.join(map(str, cells))} |")
-            writer.flush()
-
-    return row
+def report(show):
+    """Show a row of the table."""
+    return lambda *cells: show(f"| {' | '.join(map(str, cells))} |")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

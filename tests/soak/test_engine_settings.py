@@ -7,6 +7,7 @@ Prints how many were compared.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -63,9 +64,7 @@ def is_settled(settings: dict[str, Any]) -> bool:
     return settings["temperature"] == 0 or "seed" in settings
 
 
-def test_drawn_settings_beside_each_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_drawn_settings_beside_each_other(tmp_path: Path, show: Callable[..., None]) -> None:
     asked = [*draw_tracks(4, tmp_path), *draw_pictures("point", 3), *draw_pictures("caption", 2)]
     for number in range(4):
         text = draw_text(number, 8 if number % 2 else 60)
@@ -79,11 +78,10 @@ def test_drawn_settings_beside_each_other(
 
     settled = [k for k in range(N_REQUESTS) if is_settled(settings_of(k))]
     other = [k for k in settled if found["plain"][k] != found["drafting"][k]]
-    with capsys.disabled():
-        print(  # noqa: T201
-            f"\n{N_REQUESTS} requests answered by each; of {len(settled)} greedy or seeded ones "
-            f"{len(other)} otherwise with drafts"
-        )
+    show(
+        f"{N_REQUESTS} requests answered by each; of {len(settled)} greedy or seeded ones "
+        f"{len(other)} otherwise with drafts"
+    )
     assert len(other) <= MOST_OTHER_SHARE * len(settled), [settings_of(k) for k in other]
 
 

@@ -8,13 +8,10 @@ import httpx2
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool
-from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
 from tests.server.media import data_url, picture
 from tests.support.collector import attributes_of, collecting
-from tests.support.gateway import serve_in_thread, until
+from tests.support.gateway import serve_own_engines, until
 
 START_LIMIT_S = 500
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -30,16 +27,10 @@ def test_the_engine_s_span_is_under_the_gateway_s(tmp_path: Path) -> None:
             start_timeout_s=START_LIMIT_S,
             otlp_endpoint=collector.url,
         )
-        own = OwnEngines(settings=settings, socket_dir=tmp_path, log_dir=tmp_path)
-
-        def engines() -> EnginePool:
-            return build_pool(settings, first_checkpoint(settings), own)
-
         with (
-            serve_in_thread(settings, engines, own) as url,
+            serve_own_engines(settings, tmp_path) as (url, _),
             httpx2.Client(base_url=url, timeout=300) as http,
         ):
-            until(lambda: http.get("/ready").status_code == 200, START_LIMIT_S)
             body = {"image_url": data_url(picture()), "object": "the red circle"}
             answer = http.post("/v1/point", json=body, headers={"traceparent": CALLER})
             assert answer.status_code == 200, answer.text

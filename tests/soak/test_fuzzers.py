@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ GRACE_S = 120
 @pytest.mark.soak
 @pytest.mark.timeout(SECONDS + 2 * GRACE_S)
 @pytest.mark.parametrize("name", TARGETS)
-def test_nothing_is_found(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_found(name: str, tmp_path: Path, show: Callable[..., None]) -> None:
     corpus = Path(os.environ.get("MOLMO_FUZZ_CORPUS", tmp_path)) / name
     command = [sys.executable, "-m", "tests.fuzz", name, "--seconds", str(SECONDS)]
     ended = subprocess.run(
@@ -34,7 +35,6 @@ def test_nothing_is_found(name: str, tmp_path: Path, capsys: pytest.CaptureFixtu
     )
 
     tried = re.search(r"number_of_executed_units: (\d+)", ended.stderr)
-    with capsys.disabled():
-        print(f"\n{name}: {int(tried[1]) if tried else 0:,} inputs in {SECONDS} s", end="")  # noqa: T201
+    show(f"{name}: {int(tried[1]) if tried else 0:,} inputs in {SECONDS} s")
     assert ended.returncode == 0, ended.stderr[-4000:]
     assert tried is not None

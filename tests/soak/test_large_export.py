@@ -104,7 +104,7 @@ def timed(source: Path, work: Callable[[], None]) -> float:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_export_of_8b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_of_8b(tmp_path: Path, show: Callable[..., None]) -> None:
     source, copy, out = tmp_path / "source", tmp_path / "copy", tmp_path / "out"
     write_large(source)
     os.sync()
@@ -127,11 +127,10 @@ def test_export_of_8b(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         if number < N_ROUNDS - 1:
             shutil.rmtree(out)
     largest = max(path.stat().st_size for path in out.glob("*.safetensors"))
-    with capsys.disabled():
-        print(  # noqa: T201
-            f"\n8B geometry: {last}; speed {[round(r, 2) for r in ratios]} of cp; peak "
-            f"{peak_kb / 1e6:.2f} GB, largest file {largest / 1e9:.2f} GB"
-        )
+    show(
+        f"8B geometry: {last}; speed {[round(r, 2) for r in ratios]} of cp; peak "
+        f"{peak_kb / 1e6:.2f} GB, largest file {largest / 1e9:.2f} GB"
+    )
     a, b = SafetensorsWeights(source), SafetensorsWeights(out)
     assert a.shapes() == b.shapes()
     for name in (

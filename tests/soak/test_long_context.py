@@ -6,6 +6,7 @@ Tiny widths, real lengths. Loss and gradients are those of one process; prints t
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -38,6 +39,10 @@ class Figures:
     n_crops: list[int]
     """Encoded by each rank."""
 
+    def __str__(self) -> str:
+        memory = ", ".join(f"{mib:.0f}" for mib in self.step_mib)
+        return f"{self.seconds:.1f} s, MiB of the step by rank: {memory}"
+
 
 def long_step(kind: ContextKind) -> Figures:
     config = ParallelConfig(context_degree=dist.get_world_size(), context_kind=kind)
@@ -68,26 +73,23 @@ def long_step(kind: ContextKind) -> Figures:
 
 
 @pytest.fixture(scope="module")
-def alone() -> Figures:
+def alone(show: Callable[..., None]) -> Figures:
     figures: Figures = run_ranks(1, long_step, "ulysses")
-    show("one process", figures)
+    show(f"one process: {figures}")
     return figures
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
-def test_four_processes_share_a_long_row(kind: ContextKind, alone: Figures) -> None:
+def test_four_processes_share_a_long_row(
+    kind: ContextKind, alone: Figures, show: Callable[..., None]
+) -> None:
     shared: Figures = run_ranks(4, long_step, kind)
-    show(f"four processes, {kind}", shared)
+    show(f"four processes, {kind}: {shared}")
     assert shared.n_crops == [N_FRAMES // 4] * 4
     assert abs(shared.loss - alone.loss) < 1e-5
     for name, gradient in alone.gradients.items():
         assert (shared.gradients[name] - gradient).abs().max() < 1e-5, name
     # Of tiny widths a part is of no rank's share: libraries, buffers of gloo.
     assert max(shared.step_mib) < 0.65 * max(alone.step_mib)
-
-
-def show(who: str, figures: Figures) -> None:
-    memory = ", ".join(f"{mib:.0f}" for mib in figures.step_mib)
-    print(f"\n{who}: {figures.seconds:.1f} s, MiB of the step by rank: {memory}")  # noqa: T201

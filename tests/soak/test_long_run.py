@@ -201,14 +201,11 @@ async def run(url: str, gateway: psutil.Process) -> tuple[Load, list[Sample]]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(DURATION_S + 600)
-async def test_memory_and_descriptors_stay_flat(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_memory_and_descriptors_stay_flat(tmp_path: Path, show: Callable[..., None]) -> None:
     with served(tmp_path) as (url, gateway):
         load, samples = await run(url, gateway)
 
-    with capsys.disabled():
-        print("", *report(load, samples), sep="\n")  # noqa: T201
+    show(*report(load, samples))
     assert load.wrong == []
     for name, allowed_mib in GROWTH_MIB.items():
         mib = growth([s.mib[name] for s in samples])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,13 +12,12 @@ from tests.support.overload import limited_gateway, overload
 
 @pytest.mark.soak
 async def test_a_minute_at_five_times_the_capacity(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, show: Callable[..., None]
 ) -> None:
     with limited_gateway(folder, tmp_path) as (gateway, keys):
         came = await overload(gateway.url, keys, alone_s=10, duration_s=60)
 
-    with capsys.disabled():
-        print("", came.report(), sep="\n")  # noqa: T201
+    show(came.report())
     assert {call.status for call in came.calls} == {200, 503}
     assert came.goodput >= 0.9
     assert came.fairness >= 0.98

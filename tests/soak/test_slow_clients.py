@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import statistics
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -23,9 +24,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 server = slow_clients.server
 
 
-def test_good_requests_in_calm_and_storm(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_good_requests_in_calm_and_storm(server: Server, show: Callable[..., None]) -> None:
     quiet: list[float] = []
     stormy: list[float] = []
     late_s: list[float] = []
@@ -36,13 +35,12 @@ def test_good_requests_in_calm_and_storm(
             late_s += asyncio.run(slow_ones(server))
             stormy += good.result()
 
-    with capsys.disabled():
-        for name, took_s in (("calm", quiet), ("storm", stormy)):
-            print(  # noqa: T201
-                f"\n{name}: {len(took_s)} good requests, p50 {statistics.median(took_s) * 1e3:.1f} "
-                f"ms, p99 {p99(took_s) * 1e3:.1f} ms, worst {max(took_s) * 1e3:.0f} ms"
-            )
-        print(f"{len(late_s)} slow sockets cut, at most {max(late_s):.2f} s late")  # noqa: T201
+    for name, took_s in (("calm", quiet), ("storm", stormy)):
+        show(
+            f"{name}: {len(took_s)} good requests, p50 {statistics.median(took_s) * 1e3:.1f} "
+            f"ms, p99 {p99(took_s) * 1e3:.1f} ms, worst {max(took_s) * 1e3:.0f} ms"
+        )
+    show(f"{len(late_s)} slow sockets cut, at most {max(late_s):.2f} s late")
     assert max(late_s) < LATE_S
     assert len(stormy) > 10 * N_ROUNDS
     assert statistics.median(stormy) < slow_clients.FACTOR * max(statistics.median(quiet), 0.002)

@@ -11,7 +11,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -23,15 +23,12 @@ import pytest
 
 from molmo_core.checkpoints import FolderStore
 from molmo_core.prompts import Turn
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool
-from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
 from molmo_training.checkpoints.opened import open_checkpoint
 from molmo_training.checkpoints.publish import compute_probes
 from tests.support.checkpoint import write_checkpoint
 from tests.support.conversations import Conversation, draw_image, draw_text, draw_video
-from tests.support.gateway import events_of, serve_in_thread, until
+from tests.support.gateway import events_of, serve_own_engines
 
 N_SWAPS = 200
 N_CALLERS = 6
@@ -160,15 +157,8 @@ def serving(published: Published, folder: Path) -> Iterator[tuple[str, float]]:
         start_timeout_s=START_LIMIT_S,
         probe_tolerance=1e-3,
     )
-
-    own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
-
-    def engines() -> EnginePool:
-        return build_pool(settings, first_checkpoint(settings), own)
-
     began = time.monotonic()
-    with serve_in_thread(settings, engines, own) as url, httpx2.Client(base_url=url) as http:
-        until(lambda: http.get("/ready").status_code == 200, START_LIMIT_S)
+    with serve_own_engines(settings, folder) as (url, _):
         yield url, time.monotonic() - began
 
 
@@ -182,7 +172,7 @@ def answers_of_one(url: str) -> dict[str, str]:
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_200_swaps_under_load(
-    published: Published, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    published: Published, tmp_path: Path, show: Callable[..., None]
 ) -> None:
     first, second = published.ids
     (tmp_path / "b").mkdir()
@@ -212,13 +202,12 @@ def test_200_swaps_under_load(
     assert load.failures == []
     for answer in load.answers:
         assert answer.text == expected[answer.checkpoint][answer.prompt]
-    with capsys.disabled():
-        print_report(load, swaps, start_s)
+    show(*report(load, swaps, start_s))
     took_s = [end - began for began, end in swaps]
     assert statistics.median(took_s) < start_s / 20
 
 
-def print_report(load: Load, swaps: list[tuple[float, float]], start_s: float) -> None:
+def report(load: Load, swaps: list[tuple[float, float]], start_s: float) -> tuple[str, ...]:
     during, apart = [], []
     for answer in load.answers:
         end = answer.began + answer.took_s
@@ -227,11 +216,10 @@ def print_report(load: Load, swaps: list[tuple[float, float]], start_s: float) -
     took_s = sorted(end - began for began, end in swaps)
     by_id = Counter(answer.checkpoint for answer in load.answers)
     base, swap_s = statistics.median(apart), statistics.median(took_s)
-    lines = (
+    return (
         f"{len(swaps)} swaps, answers {dict(by_id)}, 0 failed or hung",
         f"swap: median {swap_s:.3f} s, worst {took_s[-1]:.3f} s; start of an engine "
         f"{start_s:.1f} s, {start_s / swap_s:.0f} times as long",
         f"answer: median {base:.3f} s apart from swaps, {statistics.median(during):.3f} s with one",
         f"added: median {statistics.median(during) - base:.3f} s, worst {max(during) - base:.3f} s",
     )
-    print("", *lines, sep="\n")  # noqa: T201

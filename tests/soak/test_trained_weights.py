@@ -48,7 +48,7 @@ def write_adapted(folder: Path) -> tuple[Path, torch.nn.Module]:
     return to_hugging_face(opened, folder / "merged"), model.eval()
 
 
-def test_engines_serve_starting_weights_and_merged_adapters(tmp_path, capsys):
+def test_engines_serve_starting_weights_and_merged_adapters(tmp_path, show):
     started = write_started(tmp_path)
     merged, model = write_adapted(tmp_path)
     folders = {"started": started, "merged": merged, "start": tmp_path / "start"}
@@ -66,7 +66,6 @@ def test_engines_serve_starting_weights_and_merged_adapters(tmp_path, capsys):
         unmerged = distance(
             engines["merged"], references["start"], few_conversations()[0], n_steps=N_STEPS
         )
-    with capsys.disabled():
-        print(f"\n{largest}, {len(few_conversations())} prompts; without adapters {unmerged:.2g}")  # noqa: T201
+    show(f"{largest}, {len(few_conversations())} prompts; without adapters {unmerged:.2g}")
     assert max(largest.values()) <= TOLERANCE
     assert unmerged > 0.1

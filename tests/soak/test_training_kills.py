@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from molmo_training.runs.run_state import RunState
-from tests.support.toy_run import curve, go_on, killed_at, process
+from tests.support.ranks import process
+from tests.support.toy_run import curve, go_on, killed_at
 
 N_KILLS, MOST_STEPS = 100, 400
 LONGEST_S = 1.0
 
 
 @pytest.mark.soak
-def test_a_training_survives_a_hundred_kills(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_training_survives_a_hundred_kills(tmp_path: Path, show: Callable[..., None]) -> None:
     draws, expected = random.Random(3), curve(MOST_STEPS)
     state, last, n_amid = RunState(tmp_path), 0, 0
     for kill in range(N_KILLS):
@@ -34,9 +34,7 @@ def test_a_training_survives_a_hundred_kills(
             assert saved.progress["losses"] == expected[: saved.step]
             last = saved.step
     state.close()
-    with capsys.disabled():
-        told = f"{N_KILLS} kills, {n_amid} amid a save; {last} steps saved, none lost or wrong"
-        print(f"\n{told}")  # noqa: T201
+    show(f"{N_KILLS} kills, {n_amid} amid a save; {last} steps saved, none lost or wrong")
     assert n_amid > N_KILLS // 4
     n_more = last + 5
     assert go_on(tmp_path, n_more).losses == curve(n_more)

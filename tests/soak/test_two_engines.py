@@ -13,14 +13,13 @@ import statistics
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from molmo_server.checkpoints.configured import first_checkpoint
-from molmo_server.engine_pool import EnginePool, SupervisedEngine
-from molmo_server.engines import OwnEngines, build_pool
+from molmo_server.engine_pool import SupervisedEngine
 from molmo_server.settings import MolmoSettings
 from tests.soak.test_swaps import (
     KEY,
@@ -32,7 +31,7 @@ from tests.soak.test_swaps import (
     ask,
     published,
 )
-from tests.support.gateway import serve_in_thread, until
+from tests.support.gateway import serve_own_engines, until
 
 __all__ = ["published"]
 
@@ -69,7 +68,7 @@ def kill_and_wait(engine: SupervisedEngine) -> float:
 def test_two_engines_under_load(
     published: Published,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    show: Callable[..., None],
 ) -> None:
     first, second = published.ids
     published.store.set_current(first)
@@ -86,19 +85,12 @@ def test_two_engines_under_load(
         probe_tolerance=1e-3,
         max_model_len=2048,
     )
-    own = OwnEngines(settings=settings, socket_dir=tmp_path, log_dir=tmp_path)
-    pool: list[EnginePool] = []
-
-    def engines() -> EnginePool:
-        pool.append(build_pool(settings, first_checkpoint(settings), own))
-        return pool[0]
-
     answers: list[Answer] = []
     with (
-        serve_in_thread(settings, engines, own) as url,
+        serve_own_engines(settings, tmp_path) as (url, pool),
         httpx2.Client(base_url=url, timeout=START_LIMIT_S) as http,
     ):
-        until(lambda: all(engine.ready.is_set() for engine in pool[0].engines), START_LIMIT_S)
+        until(lambda: all(engine.ready.is_set() for engine in pool.engines), START_LIMIT_S)
         expected = {first: answers_of_one(url)}
         activate(http, second)
         expected[second] = answers_of_one(url)
@@ -110,7 +102,7 @@ def test_two_engines_under_load(
         for caller in callers:
             caller.start()
         swaps_s = [activate(http, (first, second)[k % 2]) for k in range(N_SWAPS)]
-        killed = pool[0].engines[0]
+        killed = pool.engines[0]
         assert isinstance(killed, SupervisedEngine)
         back_s = kill_and_wait(killed)
         assert all(caller.is_alive() for caller in callers), "a caller was refused"
@@ -122,11 +114,9 @@ def test_two_engines_under_load(
         assert answer.text == expected[answer.checkpoint][answer.prompt]
     by_id = Counter(answer.checkpoint for answer in answers)
     took_s = [answer.took_s for answer in answers]
-    with capsys.disabled():
-        print(  # noqa: T201
-            f"\n{N_SWAPS} changes of both engines, one killed and back after {back_s:.1f} s; "
-            f"{dict(by_id)} answers, none refused or mixed",
-            f"a change: median {statistics.median(swaps_s):.2f} s, worst {max(swaps_s):.2f} s",
-            f"an answer: median {statistics.median(took_s):.2f} s, worst {max(took_s):.2f} s",
-            sep="\n",
-        )
+    show(
+        f"{N_SWAPS} changes of both engines, one killed and back after {back_s:.1f} s; "
+        f"{dict(by_id)} answers, none refused or mixed",
+        f"a change: median {statistics.median(swaps_s):.2f} s, worst {max(swaps_s):.2f} s",
+        f"an answer: median {statistics.median(took_s):.2f} s, worst {max(took_s):.2f} s",
+    )

@@ -112,7 +112,7 @@ def _talk(seed: int, n_turns: int) -> tuple[Turn, ...]:
     """User and assistant in turn, the user last; `n_turns` is odd."""
     roles = ("user", "assistant")
     return tuple(
-        Turn(role=roles[k % 2], text=draw_text(seed + k, 2 + (seed + k) % 5))  # type: ignore[arg-type]
+        Turn(role=roles[k % 2], text=draw_text(seed + k, 2 + (seed + k) % 5))
         for k in range(n_turns)
     )
 

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from molmo_core.tokens import END_OF_TEXT, SPECIAL_TOKENS, TURN_END, TURN_START
 from molmo_server.app import ModelParts, create_app
+from molmo_server.checkpoints.configured import first_checkpoint
 from molmo_server.engine_pool import (
     EngineAddress,
     EnginePool,
@@ -29,7 +30,7 @@ from molmo_server.engine_pool import (
     RemoteEngine,
 )
 from molmo_server.engine_pool.fake import FakeEngine, serve_fake
-from molmo_server.engines import OwnEngines
+from molmo_server.engines import OwnEngines, build_pool
 from molmo_server.settings import MolmoSettings
 from molmo_server.web.server import server_config
 
@@ -168,6 +169,22 @@ def serve_in_thread(
         thread.join(timeout=30)
         listener.close()
         assert not thread.is_alive()
+
+
+@contextmanager
+def serve_own_engines(settings: MolmoSettings, folder: Path) -> Iterator[tuple[str, EnginePool]]:
+    """The application with the engines that it starts, their sockets and logs in `folder`: its URL
+    and the engines, when one of them is ready."""
+    own = OwnEngines(settings=settings, socket_dir=folder, log_dir=folder)
+    pools: list[EnginePool] = []
+
+    def engines() -> EnginePool:
+        pools.append(build_pool(settings, first_checkpoint(settings), own))
+        return pools[0]
+
+    with serve_in_thread(settings, engines, own) as url:
+        until(lambda: pools[0].is_ready, settings.start_timeout_s)
+        yield url, pools[0]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Starts some processes that talk over gloo, and gives what the first of them returns.
+"""Starts processes: one, or some that talk over gloo, of which the first one's result is given.
 
-The processes are forked from one that has imported what they need and done nothing else: an
-import of torch in each would take longer than the tests.
+They are forked from one that has imported what they need and done nothing else: an import of torch
+in each would take longer than the tests.
 """
 
 from __future__ import annotations
@@ -15,12 +15,27 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
-_PRELOADED = ["torch", "torch.distributed.fsdp", "transformers", "molmo_hf.modeling_molmo2"]
+_PRELOADED = [
+    "torch.distributed.fsdp",
+    "transformers",
+    "molmo_hf.modeling_molmo2",
+    "molmo_training.runs.run_state",
+]
+multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+
+
+def process(work: Callable[..., None], *arguments: Any) -> Any:
+    """A process that calls `work`, started."""
+    child = multiprocessing.get_context("forkserver").Process(target=work, args=arguments)
+    child.start()
+    return child
 
 
 def run_ranks(n_ranks: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call `function(*arguments)` in each of `n_ranks` processes that know each other."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+    """Call `function(*arguments)` in each of `n_ranks` processes that know each other.
+
+    Raises what one of them raises.
+    """
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.start_processes(
             _run, (n_ranks, folder, function, arguments), nprocs=n_ranks, start_method="forkserver"

@@ -1,4 +1,4 @@
-"""One rank of a sharded training of adapters, started by the tests as a process of its own."""
+"""A training of adapters by one process, and by ranks that share the weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint import load, save
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -19,51 +19,46 @@ CONFIG = LoraConfig(rank=2, targets=("model.transformer.blocks.*",))
 IDS = torch.arange(1, 41)[None]
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    model(input_ids=IDS, labels=IDS).loss.backward()
-    optimizer.step()
-
-
-def trained_alone(start: Path, n_steps: int) -> dict[str, torch.Tensor]:
+def adapted(start: Path) -> nn.Module:
     model = load_model(open_checkpoint(start))
     add_adapters(model, CONFIG)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    for _ in range(n_steps):
-        step(model, optimizer)
-    return trained_state(model)
+    return model
 
 
-def sharded(start: Path) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model = load_model(open_checkpoint(start))
-    add_adapters(model, CONFIG)
+def sharded(start: Path) -> nn.Module:
+    model = adapted(start)
     for block in model.model.transformer.blocks:
         fully_shard(block)
     fully_shard(model)
-    return model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    return model
 
 
-def run_rank(rank: int, n_ranks: int, folder: Path) -> None:
-    """Train two steps, save (as adapters and distributed), load into another model, one more."""
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=n_ranks)
-    model, optimizer = sharded(folder / "start")
-    for _ in range(2):
-        step(model, optimizer)
-    state = trained_state(model)
-    if rank == 0:
-        save_adapters(state, folder / "adapters", CONFIG, start=folder / "start")
-    save(get_model_state_dict(model), checkpoint_id=folder / "distributed")
+def train(model: nn.Module, n_steps: int) -> dict[str, Tensor]:
+    """What is trained, after so many steps."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    return trained_state(model)
+
+
+def trained_alone(start: Path, n_steps: int) -> dict[str, Tensor]:
+    return train(adapted(start), n_steps)
+
+
+def trained_in_ranks(folder: Path) -> list[dict[str, Tensor]]:
+    """Train two steps, save as adapters and distributed, and take a third from either."""
+    start, adapters, distributed = (folder / n for n in ("start", "adapters", "distributed"))
+    model = sharded(start)
+    state = train(model, 2)
+    if dist.get_rank() == 0:
+        save_adapters(state, adapters, CONFIG, start=start)
+    save(get_model_state_dict(model), checkpoint_id=distributed)
     dist.barrier()
-    for form in ("adapters", "distributed"):
-        other, optimizer = sharded(folder / "start")
-        if form == "adapters":
-            load_adapters(other, folder / "adapters")
-        else:
-            whole = get_model_state_dict(other)
-            load(whole, checkpoint_id=folder / "distributed")
-            set_model_state_dict(other, whole)
-        step(other, optimizer)
-        state = trained_state(other)
-        if rank == 0:
-            torch.save(state, folder / f"{form}.pt")
-    dist.destroy_process_group()
+    of_adapters, of_distributed = sharded(start), sharded(start)
+    load_adapters(of_adapters, adapters)
+    whole = get_model_state_dict(of_distributed)
+    load(whole, checkpoint_id=distributed)
+    set_model_state_dict(of_distributed, whole)
+    return [train(of_adapters, 1), train(of_distributed, 1)]

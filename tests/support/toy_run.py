@@ -6,11 +6,9 @@ one each; so a run is the same on both, to the last bit.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -187,34 +185,3 @@ def killed_at(folder: Path, n_steps: int, n_events: int) -> None:
 
 
 _TOUCHES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir")
-
-
-def in_ranks(work: Callable[[int, Path], None], folder: Path, n_ranks: int) -> None:
-    """Call `work(rank, folder)` in so many processes that form a group. Raises what one raises."""
-    torch.multiprocessing.start_processes(
-        _rank, (work, folder, n_ranks), nprocs=n_ranks, start_method=_processes()
-    )
-
-
-def process(work: Callable[..., None], *arguments: Any) -> Any:
-    """A process that calls `work`, started."""
-    child = multiprocessing.get_context(_processes()).Process(target=work, args=arguments)
-    child.start()
-    return child
-
-
-def _processes() -> str:
-    """Children come from one process that has imported what takes long."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["molmo_training.runs.run_state", "torch.distributed.fsdp", "torch.optim"]
-    )
-    return "forkserver"
-
-
-def _rank(rank: int, work: Callable[[int, Path], None], folder: Path, n_ranks: int) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "ranks"), n_ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=n_ranks)
-    work(rank, folder)
-    dist.destroy_process_group()

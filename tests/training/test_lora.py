@@ -26,7 +26,8 @@ from molmo_training.checkpoints.verify import compare, inputs_of
 from molmo_training.lora import CONNECTOR, DECODER, TOWER, LoraConfig, LoraLinear, add_adapters
 from molmo_training.runs.run_state import RunState
 from tests.support.checkpoint import write_checkpoint
-from tests.support.sharded_adapters import run_rank, trained_alone
+from tests.support.ranks import run_ranks
+from tests.support.sharded_adapters import trained_alone, trained_in_ranks
 
 EVERYWHERE = LoraConfig(rank=4, alpha=6, targets=DECODER + CONNECTOR + TOWER)
 
@@ -249,10 +250,8 @@ def test_dropout_is_of_training_only(saved, inputs):
 
 def test_two_ranks_train_save_and_load_what_one_does(tmp_path):
     start = write_checkpoint(tmp_path / "start", "qwen3")
-    torch.multiprocessing.spawn(run_rank, args=(2, tmp_path), nprocs=2)
     expected = trained_alone(start, n_steps=3)
-    for form in ("adapters", "distributed"):
-        found = torch.load(tmp_path / f"{form}.pt")
+    for found in run_ranks(2, trained_in_ranks, tmp_path):
         assert found.keys() == expected.keys()
         assert max((found[n] - expected[n]).abs().max() for n in expected) <= 1e-6
     two = trained_alone(start, n_steps=2)

@@ -96,7 +96,7 @@ def test_logits_of_all_positions_never_exist_at_once() -> None:
     largest = 0
 
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, arguments=(), named=None):  # type: ignore
+        def __torch_dispatch__(self, function, types, arguments=(), named=None):
             nonlocal largest
             out = function(*arguments, **(named or {}))
             if isinstance(out, Tensor):

@@ -243,9 +243,7 @@ def test_a_part_of_a_video_begins_at_zero(source: Source, clip_path: Path) -> No
     )
     pending = made(source(row))
     assert pending.example.frame_times_s == pytest.approx([0, 0.5, 1.0, 1.5, 2.0, 2.2])
-    assert pending.example.frames.file_times_s == pytest.approx(  # type: ignore[attr-defined]
-        [1.0, 1.5, 2.0, 2.5, 3.0, 3.2]
-    )
+    assert pending.example.frames.file_times_s == pytest.approx([1.0, 1.5, 2.0, 2.5, 3.0, 3.2])
     tokenized = pending.row()
     assert Size(len(tokenized.input_ids), len(tokenized.crops)) == pending.size
     whole = made(source({**row, "clip_start_s": None, "clip_end_s": None})).row()

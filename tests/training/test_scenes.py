@@ -26,7 +26,7 @@ def answers(example: Example) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("make", [image_example, multi_image_example])
-def test_points_of_answers_are_centres_of_objects(make) -> None:  # type: ignore[no-untyped-def]
+def test_points_of_answers_are_centres_of_objects(make) -> None:
     n_points = 0
     for seed in SEEDS:
         example = make(np.random.default_rng(seed))

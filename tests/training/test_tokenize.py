@@ -27,7 +27,7 @@ def branch(question: str, answer: str, weight: float = 1.0) -> Branch:
 
 
 def tree(*branches: Branch, **fields: object) -> Example:
-    return Example(images=[PICTURE], branches=branches, **fields)  # type: ignore[arg-type]
+    return Example(images=[PICTURE], branches=branches, **fields)
 
 
 def test_a_row_reads_as_the_chat_of_the_server(tokenizing: Tokenizing) -> None:

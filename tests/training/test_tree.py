@@ -34,7 +34,7 @@ def branch(*messages: str, weighting: Weighting = UNWEIGHTED, factor: float = 1.
 
 def two(weighting: Weighting = UNWEIGHTED, factor: float = 1.0) -> list[TokenBranch]:
     options = {"weighting": weighting, "factor": factor}
-    return [branch("a", "b", **options), branch("c", "de", **options)]  # type: ignore[arg-type]
+    return [branch("a", "b", **options), branch("c", "de", **options)]
 
 
 def test_a_conversation() -> None:
@@ -130,5 +130,5 @@ def test_nothing_to_learn(
 def test_message_formats(message_format: str, expected: str) -> None:
     turns = [Turn(role="user", text="q"), Turn(role="assistant", text="a")]
     turns.append(Turn(role="user", text="r"))
-    written = [turn_text(t, k, message_format) for k, t in enumerate(turns)]  # type: ignore[arg-type]
+    written = [turn_text(t, k, message_format) for k, t in enumerate(turns)]
     assert "|".join(written) == expected

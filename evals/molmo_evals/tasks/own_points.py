@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from molmo_core import api
 from molmo_core.errors import InvalidRequest
@@ -110,21 +110,21 @@ def _size_px(picture: Path, where: str) -> tuple[int, int]:
     try:
         with Image.open(picture) as image:
             width_px, height_px = image.size
-            turned = image.getexif().get(0x0112, 1) >= 5
-    except (OSError, UnidentifiedImageError) as error:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except OSError as error:
         raise InvalidRequest(f"{where}: the picture {picture} cannot be read: {error}") from error
     return (height_px, width_px) if turned else (width_px, height_px)
 
 
 def _points_px(row: Mapping[str, Any], size_px: tuple[int, int], where: str) -> tuple[XY, ...]:
-    scale = row.get("point_scale")
-    across, down = row.get("width", scale), row.get("height", scale)
-    across, down = (
-        (size_px[0] if across is None else across),
-        (size_px[1] if down is None else down),
-    )
+    across: Any = row.get("width")
+    down: Any = row.get("height")
+    if (scale := row.get("point_scale")) is not None:
+        across = down = scale
+    elif across is None and down is None:
+        across, down = size_px
     try:
-        pairs = [(p["x"], p["y"]) if isinstance(p, dict) else tuple(p) for p in row["points"]]
+        pairs = [(p["x"], p["y"]) if isinstance(p, dict) else p for p in row["points"]]
         return tuple(
             (float(x) / across * size_px[0], float(y) / down * size_px[1]) for x, y in pairs
         )

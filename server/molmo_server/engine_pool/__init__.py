@@ -1,6 +1,7 @@
 """Engines as the gateway sees them: servers that speak vLLM's chat API over HTTP.
 
-wire        HTTP to one engine: address, connections, answers as they come
+answer      one connection to an engine, and the answers that come on it
+wire        HTTP to one engine: where it is, requests, connections that are kept
 exchange    one request to an engine: reply, what failures mean
 remote      RemoteEngine: one engine at a Unix socket or URL; health and readiness
 supervisor  SupervisedEngine: the same, of which the process is ours: start, restart, kill, drain

@@ -70,7 +70,7 @@ class EngineReply:
         """Wait for the end of an answer that has told all: its connection can be used again."""
         if self.answer.is_whole:
             return
-        with suppress(TimeoutError, LOST):
+        with suppress(LOST):
             async with asyncio.timeout(_LAST_BYTES_S):
                 await self.answer.rest()
 

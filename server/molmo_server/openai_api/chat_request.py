@@ -25,7 +25,6 @@ from molmo_server.openai_api.fields import (
     check_most,
     n_stops,
     not_served,
-    stream_options,
 )
 from molmo_server.openai_api.messages import (
     AssistantMessage,
@@ -130,7 +129,7 @@ class ChatRequest(Generated, NoTools):
         options |= held_to(
             self.response_format, max_bytes=max_schema_bytes, param="response_format"
         )
-        return options | stream_options(self)
+        return options | self.streaming()
 
 
 def check_limits(

@@ -18,7 +18,6 @@ from molmo_server.openai_api.fields import (
     check_most,
     n_stops,
     not_served,
-    stream_options,
 )
 from molmo_server.questions.texts import Text
 
@@ -88,7 +87,7 @@ class CompletionsRequest(Generated):
     def engine_options(self) -> dict[str, Any]:
         """See `ChatRequest.engine_options`."""
         options = self.model_dump(include=_PASSED_ON, exclude_none=True)
-        return options | stream_options(self)
+        return options | self.streaming()
 
 
 def check_limits(

@@ -145,18 +145,17 @@ class Generated(TakenFields):
         """OpenAI's streams tell it only when asked."""
         return not (self.stream_options and self.stream_options.include_usage)
 
+    def streaming(self) -> dict[str, Any]:
+        """The engine's options of a stream; none for a whole answer.
 
-def stream_options(request: Generated) -> dict[str, Any]:
-    """The engine's options of a stream; none for a whole answer.
-
-    The engine is to tell the usage also where the caller does not ask.
-    """
-    if not request.stream:
-        return {}
-    if request.stream_options is None or request.hides_usage:
-        wishes = {"include_usage": True}
-    else:
-        wishes = request.stream_options.model_dump(
-            exclude={"include_obfuscation"}, exclude_defaults=True
-        )
-    return {"stream": True, "stream_options": wishes}
+        The engine is to tell the usage also where the caller does not ask.
+        """
+        if not self.stream:
+            return {}
+        if self.stream_options is None or self.hides_usage:
+            wishes = {"include_usage": True}
+        else:
+            wishes = self.stream_options.model_dump(
+                exclude={"include_obfuscation"}, exclude_defaults=True
+            )
+        return {"stream": True, "stream_options": wishes}

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
-from fastapi import Response
 from starlette.types import Scope, Send
 
 from molmo_core import api
@@ -31,7 +30,7 @@ from molmo_server.gateway import Gateway
 from molmo_server.media.gate import CheckedMedia
 from molmo_server.prompt import Prompt
 from molmo_server.questions.chat import Asked
-from molmo_server.routes.sending import STREAM_HEADERS
+from molmo_server.routes.sending import STREAM_HEADERS, send_json
 from molmo_server.routes.verb_questions import VerbQuestion
 from molmo_server.telemetry import tell_checkpoint
 
@@ -50,8 +49,8 @@ class Answering:
         answers = [answer]
         if others:
             answers += await self._ask_all([one.about(media) for one in others], scope)
-        body = self._as_one(answers).model_dump_json().encode()
-        await Response(body, media_type="application/json")(scope, _nothing, send)
+        whole = self._as_one(answers).model_dump_json()
+        await send_json(orjson.Fragment(whole), scope, send)
 
     async def stream(self, scope: Scope, send: Send) -> None:
         """Places as they are written, one question after the other, then the whole answer.
@@ -231,7 +230,3 @@ def _used(asked: Asked, events: EngineEvents) -> Mapping[str, Any]:
 def _first(failures: BaseExceptionGroup[MolmoError]) -> MolmoError:
     first = failures.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-async def _nothing() -> Any:
-    raise RuntimeError("a finished answer reads nothing")

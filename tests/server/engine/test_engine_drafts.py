@@ -95,7 +95,7 @@ def assert_equal(engines: dict[str, RunningEngine], asked: list[Any]) -> list[st
 def drafted(engine: RunningEngine) -> dict[str, float]:
     text = engine.client.get("/metrics").text
     return {
-        name: float(re.search(rf"vllm:spec_decode_num_{name}_total\{{.*?\}} (\S+)", text)[1])  # type: ignore[index]
+        name: float(re.search(rf"vllm:spec_decode_num_{name}_total\{{.*?\}} (\S+)", text)[1])
         for name in ("drafts", "draft_tokens", "accepted_tokens")
     }
 

@@ -29,7 +29,7 @@ TOKENIZING = Tokenizing(encode=load_vocabulary().encode, images=IMAGES, videos=V
 def rows_of(name: str, format_settings: object = SFT, split: str = "train") -> FormattedRows:
     return FormattedRows(
         table=open_dataset(name, data_folder(), split),
-        formatter=Formatter(settings=format_settings),  # type: ignore[arg-type]
+        formatter=Formatter(settings=format_settings),
         tokenizing=TOKENIZING,
         media=MediaSettings(max_frames=8),
     )

@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 from molmo_training.runs.run_state import RunState
-from tests.support.toy_run import curve, go_on, killed_at, process
+from tests.support.ranks import process
+from tests.support.toy_run import curve, go_on, killed_at
 
 N_STEPS, N_KILLS = 20, 10
 TOUCHES_A_SAVE = 60

@@ -8,12 +8,14 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from molmo_core.errors import TrainingError
 from molmo_training.runs import tensors
 from molmo_training.runs.run_state import RunState
 from molmo_training.runs.stopping import Stopping
-from tests.support.toy_run import ToyRun, curve, go_on, in_ranks
+from tests.support.ranks import run_ranks
+from tests.support.toy_run import ToyRun, curve, go_on
 
 N_STEPS = 8
 CURVE = curve(N_STEPS)
@@ -21,14 +23,15 @@ CURVE = curve(N_STEPS)
 
 def test_a_run_goes_on_with_more_and_with_fewer_ranks(tmp_path: Path) -> None:
     assert go_on(tmp_path / "one", 4).losses == CURVE[:4]
-    in_ranks(_in_two, tmp_path, 2)
+    run_ranks(2, _in_two, tmp_path)
     assert go_on(tmp_path / "two", N_STEPS).losses == CURVE
     written = {path.name for path in (tmp_path / "one" / "step9" / "tensors").iterdir()}
     assert written == {".metadata", "__0_0.distcp", "__1_0.distcp"}
 
 
-def _in_two(rank: int, folder: Path) -> None:
+def _in_two(folder: Path) -> None:
     """One start of processes for all that needs two of them."""
+    rank = dist.get_rank()
     assert go_on(folder / "two", 4, rank=rank, world_size=2).losses == CURVE[:4]
     run = go_on(folder / "one", N_STEPS, rank=rank, world_size=2)
     assert run.losses == CURVE
@@ -40,11 +43,11 @@ def _check_that_all_hear_of_a_full_disk(run: ToyRun, state: RunState) -> None:
     run.advance(1)
     room = tensors.Writer
     if run.rank == 1:
-        tensors.Writer = _NoRoom  # type: ignore[misc]
+        tensors.Writer = _NoRoom
     run.save(state)
     with pytest.raises(TrainingError, match=r"step 9 is not saved, the disk .* that of step 8"):
         state.wait()
-    tensors.Writer = room  # type: ignore[misc]
+    tensors.Writer = room
     run.save(state)
     state.close()
 
@@ -61,7 +64,7 @@ def _check_that_all_end(rank: int) -> None:
 class _NoRoom(tensors.Writer):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.fs.create_stream = _no_room  # type: ignore[method-assign]
+        self.fs.create_stream = _no_room
 
 
 def _no_room(path: Path, mode: str) -> object:

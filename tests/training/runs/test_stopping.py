@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from molmo_training.data.loader import make_loader
 from molmo_training.runs.stopping import SIGNALS, Stopping
-from tests.support.toy_run import process
+from tests.support.ranks import process
 
 
 class Clock:
@@ -100,7 +100,7 @@ class _Numbers(IterableDataset[int]):
 def test_workers_of_a_loader_leave_signals_to_the_trainer() -> None:
     numbers = iter(make_loader(_Numbers(), n_workers=1, n_prefetched=1))
     assert next(numbers) == 0
-    for worker in numbers._workers:  # type: ignore[attr-defined]
+    for worker in numbers._workers:
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
     assert list(islice(numbers, 7)) == list(range(1, 8))
