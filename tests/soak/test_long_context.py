@@ -18,11 +18,11 @@ from molmo_training import ranks
 from molmo_training.compute import ComputeConfig, prepare_blocks
 from molmo_training.forward import Forward
 from molmo_training.loss import LossConfig, token_loss
-from molmo_training.parallel import ParallelConfig, make_mesh, shared_batches
-from molmo_training.parallel.mesh import ContextKind
+from molmo_training.parallel.mesh import ContextKind, ParallelConfig, make_mesh
+from molmo_training.parallel.shared_batches import shared_batches
 from tests.support.long_rows import CROP_PX, long_batch
 from tests.support.peak_memory import count_anew, peak_mib
-from tests.support.ranks import run_ranks
+from tests.support.ranks import gathered, run_ranks
 from tests.support.small_model import small_model
 
 N_TOKENS, N_FRAMES = 36_864, 384
@@ -67,8 +67,8 @@ def long_step(kind: ContextKind) -> Figures:
         loss=float(ranks.sum_over_ranks(loss.detach().clone())),
         gradients={name: p.grad for name, p in model.named_parameters() if p.grad is not None},
         seconds=seconds,
-        step_mib=ranks.gathered(step_mib),
-        n_crops=ranks.gathered(len(decoded.patches)),
+        step_mib=gathered(step_mib),
+        n_crops=gathered(len(decoded.patches)),
     )
 
 
