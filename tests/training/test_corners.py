@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +9,7 @@ import torch
 
 from molmo_training.checkpoints.opened import open_checkpoint
 from molmo_training.recipes import corners
-
-PACKAGED = Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
+from tests.support.checkpoint import TINY
 
 
 def test_every_kind_in_the_picture_is_asked_about_once() -> None:
@@ -29,9 +27,9 @@ def test_it_starts_from_the_packaged_weights_and_leaves_a_run_that_can_be_publis
     tmp_path: Path,
 ) -> None:
     torch.set_num_threads(1)
-    trainer = corners.train(tmp_path / "run", PACKAGED, 2)
+    trainer = corners.train(tmp_path / "run", TINY, 2)
     assert trainer.at.step == 2
-    run, base = open_checkpoint(tmp_path / "run"), open_checkpoint(PACKAGED)
+    run, base = open_checkpoint(tmp_path / "run"), open_checkpoint(TINY)
     assert run.step == 2
     assert run.differences() == []
     assert (run.images, run.videos) == (base.images, base.videos)
