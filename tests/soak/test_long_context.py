@@ -15,10 +15,10 @@ from torch import Tensor
 from molmo_training import ranks
 from molmo_training.compute import ComputeConfig, prepare_blocks
 from molmo_training.forward import Forward
-from molmo_training.parallel import ParallelConfig, make_mesh, shared_batches
-from molmo_training.parallel.mesh import ContextKind
+from molmo_training.parallel.mesh import ContextKind, ParallelConfig, make_mesh
+from molmo_training.parallel.shared_batches import shared_batches
 from tests.support.long_rows import CROP_PX, long_batch, measured_step
-from tests.support.ranks import run_ranks
+from tests.support.ranks import gathered, run_ranks
 from tests.support.small_model import small_model
 
 N_TOKENS, N_FRAMES = 36_864, 384
@@ -56,8 +56,8 @@ def long_step(kind: ContextKind) -> Figures:
         loss=float(ranks.sum_over_ranks(step.loss)),
         gradients={name: p.grad for name, p in model.named_parameters() if p.grad is not None},
         seconds=step.seconds,
-        step_mib=ranks.gathered(step.step_mib),
-        n_crops=ranks.gathered(len(step.decoded.patches)),
+        step_mib=gathered(step.step_mib),
+        n_crops=gathered(len(step.decoded.patches)),
     )
 
 

@@ -136,9 +136,13 @@ def test_the_list(
 def test_repositories_in_the_cache_of_hugging_face_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache = tmp_path / "hf" / "hub" / "datasets--HuggingFaceM4--ChartQA" / "snapshots" / "abc"
-    image = {"bytes": layouts.picture_bytes(), "path": None}
-    row = {"image": image, "query": "?", "label": ["1"], "human_or_machine": 1}
-    layouts.parquet(cache / "data" / "train-00000-of-00001.parquet", [row])
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    assert len(open_dataset("chart_qa", tmp_path / "data")) == 1
+    cache = tmp_path / "hf" / "datasets--HuggingFaceM4--ChartQA"
+    for commit, n_rows in (("a" * 40, 1), ("b" * 40, 3)):
+        image = {"bytes": layouts.picture_bytes(), "path": None}
+        row = {"image": image, "query": "?", "label": ["1"], "human_or_machine": 1}
+        place = cache / "snapshots" / commit / "data" / "train-00000-of-00001.parquet"
+        layouts.parquet(place, [row] * n_rows)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    assert len(open_dataset("chart_qa", tmp_path / "data")) == 1, "the current one"

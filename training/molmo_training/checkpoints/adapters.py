@@ -160,7 +160,7 @@ def load_adapters(model: nn.Module, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Merged:
+class _Merged:
     """Weights in which adapters are added to their layers, tensor by tensor.
 
     `weights` holds both, by the names of the model with adapters; merged ones come in float32.
@@ -191,7 +191,7 @@ class Merged:
 
 def merged_state(state: Weights, config: LoraConfig) -> Weights:
     """The state of a model with adapters as weights of a model without, read one at a time."""
-    return Merged(state, config.scale)
+    return _Merged(state, config.scale)
 
 
 def merged_with(start: Weights, folder: Path) -> Weights:
@@ -207,7 +207,7 @@ def merged_with(start: Weights, folder: Path) -> Weights:
                 f"{name!r} {found[name]} of {folder.name!r} does not fit the checkpoint: it was "
                 "trained from another model"
             )
-    return Merged(Overlaid(start, adapters), read_adapter_config(folder).scale)
+    return merged_state(Overlaid(start, adapters), read_adapter_config(folder))
 
 
 def _fits(

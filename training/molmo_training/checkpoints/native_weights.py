@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from molmo_core.errors import CheckpointError
 from molmo_hf.weight_files import Place
 from molmo_training.checkpoints.safetensors_weights import StoredTensor, StoredWeights
+from molmo_training.checkpoints.wording import first_line
 
 CONTENTS_FILE = ".metadata"
 MODEL_PREFIX = "model."
@@ -45,7 +46,7 @@ def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{path.name} cannot be read ({_first_line(error)}); expected a dictionary of tensors "
+            f"{path.name} cannot be read ({first_line(error)}); expected a dictionary of tensors "
             "as torch.save writes it: copy it again"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
@@ -123,7 +124,7 @@ class ShardedWeights:
             piece = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(
-                f"a piece of {name} in {path.name} cannot be read ({_first_line(error)}): copy "
+                f"a piece of {name} in {path.name} cannot be read ({first_line(error)}): copy "
                 "the checkpoint again"
             ) from error
         if not isinstance(piece, Tensor):
@@ -191,10 +192,5 @@ def _read_contents(path: Path) -> Any:
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(
             f"the table of contents {path.parent.name}/{path.name} cannot be read "
-            f"({_first_line(error)}); expected what torch.distributed.checkpoint writes"
+            f"({first_line(error)}); expected what torch.distributed.checkpoint writes"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -56,6 +56,7 @@ from molmo_training.checkpoints.run_weights import (
 )
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
 from molmo_training.checkpoints.weight_views import OnlyRead, Overlaid, Renamed, shape_differences
+from molmo_training.checkpoints.wording import first_line, first_of
 
 SHARDED, UNSHARDED = "model_and_optim", "model.pt"
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
@@ -114,7 +115,7 @@ class OpenedCheckpoint:
             )
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"the tokenizer {name!r} cannot be read ({str(error).splitlines()[0]}); native "
+                f"the tokenizer {name!r} cannot be read ({first_line(error)}); native "
                 "checkpoints only name it: give its folder with --tokenizer"
             ) from error
         return plain
@@ -148,10 +149,9 @@ class OpenedCheckpoint:
     def check_complete(self) -> None:
         """Raise CheckpointError unless the weights are those that the configuration asks for."""
         if wrong := self.differences():
-            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise CheckpointError(
                 f"the weights of {self.folder.name!r} do not fit its configuration: "
-                f"{'; '.join(wrong[:5])}{more}"
+                f"{first_of(wrong)}"
             )
 
 

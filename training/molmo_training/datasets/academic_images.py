@@ -134,9 +134,10 @@ for _set in ("nlvr2", "llava_665k_multi", "spot-the-diff"):
 # --- documents ------------------------------------------------------------------------------------
 
 
-def _documents(folder: Path, picture: str, content: Any) -> list[Row]:
+def _documents(style: str, folder: Path, picture: str, content: Any) -> list[Row]:
     return [
         {
+            "style": style,
             "image": below(folder, question[picture]),
             "question": question["question"],
             "answers": question["answers"],
@@ -160,12 +161,8 @@ def _register_documents(
     )
     def _(root: Path, split: str) -> RowTable:
         place = pictures_folder(root) / folder
-        read = partial(_documents, place / images, picture)
-        return MappedRows(json_table(place / files[split], read), partial(_styled, name))
-
-
-def _styled(style: str, row: Row) -> Row:
-    return {**row, "style": style}
+        read = partial(_documents, name, place / images, picture)
+        return json_table(place / files[split], read)
 
 
 _register_documents(

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from molmo_core.errors import DataError
 from molmo_training.data.formatting.row import Row
@@ -40,19 +42,11 @@ def need(path: Path) -> Path:
     return path
 
 
-class Columns(Protocol):
-    """Records of which one field of all rows can be read alone."""
-
-    def __len__(self) -> int: ...
-    def record(self, index: int) -> Any: ...
-    def column(self, name: str) -> Any: ...
-
-
 @dataclass(frozen=True)
 class RecordRows:
     """Records of Parquet or Arrow files as rows."""
 
-    records: Columns
+    records: ParquetRecords | ArrowRecords
 
     def __len__(self) -> int:
         return len(self.records)
@@ -80,21 +74,23 @@ def hub_table(
 ) -> LazyTable:
     """A split of a repository, its files CONFIG/SPLIT-*.parquet in any folder; `read` makes
     another table of it."""
-    files: list[Path] = []
-    for folder in _hub_folders(root, repo):
-        pattern = f"{split}-*.parquet" if config is None else f"{config}/{split}-*.parquet"
-        files = sorted(folder.rglob(pattern)) or files
+    pattern = f"{split}-*.parquet" if config is None else f"{config}/{split}-*.parquet"
+    files = sorted((root / "hub" / repo).rglob(pattern)) or _cached(repo, pattern)
     if not files:
-        place = f"{config}/{split}" if config else split
-        raise MissingFiles(f"{root / 'hub' / repo} has no {place}-*.parquet")
+        raise MissingFiles(f"{root / 'hub' / repo} has no {pattern}")
     return LazyTable(partial(_parquet, files, read))
 
 
-def _hub_folders(root: Path, repo: str) -> list[Path]:
-    """Where the repository may be, the data folder last: it wins."""
-    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
-    cached = home / "hub" / f"datasets--{repo.replace('/', '--')}" / "snapshots"
-    return [*sorted(cached.glob("*")), root / "hub" / repo]
+def _cached(repo: str, pattern: str) -> list[Path]:
+    """The files in Hugging Face's own cache; none where it lacks some of them."""
+    patterns = [pattern, f"*/{pattern}"]
+    try:
+        folder = snapshot_download(
+            repo, repo_type="dataset", allow_patterns=patterns, local_files_only=True
+        )
+    except LocalEntryNotFoundError:
+        return []
+    return sorted(Path(folder).rglob(pattern))
 
 
 def _parquet(files: Sequence[Path], read: Read | None) -> RowTable:

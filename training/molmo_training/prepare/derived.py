@@ -15,8 +15,7 @@ from torch import Tensor
 from molmo_core.errors import CheckpointError
 from molmo_hf.weight_files import Place, Weights
 from molmo_training.checkpoints.weight_views import shape_differences
-
-_N_SHOWN = 5
+from molmo_training.checkpoints.wording import first_line, first_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Derived:
         wanted = dict.fromkeys(s for d in derivations.values() for s in d.sources)
         if missing := [name for name in wanted if name not in found]:
             raise CheckpointError(
-                f"the weights lack {_listed(missing)}; expected are those of the configuration "
+                f"the weights lack {first_of(missing)}; expected are those of the configuration "
                 "beside them"
             )
         self._shapes = {name: self._shape(name, found) for name in derivations}
@@ -71,7 +70,7 @@ class Derived:
         except (RuntimeError, IndexError) as error:
             raise CheckpointError(
                 f"{', '.join(derivation.sources)} have the shapes {shapes}, from which {name} "
-                f"cannot be made ({str(error).splitlines()[0]})"
+                f"cannot be made ({first_line(error)})"
             ) from error
 
 
@@ -87,8 +86,8 @@ def check_used(
         if name not in taken and not any(fnmatchcase(name, p) for p in patterns)
     ]:
         raise CheckpointError(
-            f"the weights hold {_listed(strange)}, which this architecture does not have; it would "
-            "be lost"
+            f"the weights hold {first_of(strange)}, which this architecture does not have; it "
+            "would be lost"
         )
 
 
@@ -96,10 +95,5 @@ def check_shapes(weights: Weights, expected: Mapping[str, tuple[int, ...]]) -> N
     """Raise CheckpointError unless the weights are those that the configuration asks for."""
     if wrong := shape_differences(weights.shapes(), expected):
         raise CheckpointError(
-            f"the weights do not fit the configuration beside them: {_listed(wrong)}"
+            f"the weights do not fit the configuration beside them: {first_of(wrong)}"
         )
-
-
-def _listed(items: list[str]) -> str:
-    more = f" and {len(items) - _N_SHOWN} more" if len(items) > _N_SHOWN else ""
-    return "; ".join(items[:_N_SHOWN]) + more

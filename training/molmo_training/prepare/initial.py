@@ -20,7 +20,7 @@ from molmo_hf.configuration_molmo2 import Molmo2AdapterConfig, Molmo2Config
 from molmo_hf.export import WithHead
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.weight_files import Place
-from molmo_training.checkpoints.convert import SHARD_BYTES, to_hugging_face
+from molmo_training.checkpoints.convert import to_hugging_face
 from molmo_training.checkpoints.opened import Kind, OpenedCheckpoint
 from molmo_training.checkpoints.weight_views import OnlyRead, Overlaid
 from molmo_training.named_draws import draw_normal
@@ -37,60 +37,36 @@ def build_initial(
     vit: VitPart,
     out: Path,
     *,
-    images: ImageGeometry | None = None,
-    videos: VideoGeometry | None = None,
     vit_layers: tuple[int, ...] = VIT_LAYERS,
-    bidirectional: str = "all",
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
-    shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write a checkpoint folder in the Hugging Face layout and return it.
+    """Write a checkpoint folder in the Hugging Face layout, with the tower's crops; return it.
 
-    `images` and `videos` None: as released, with the tower's crops. What is drawn depends on
-    `seed` and the name of the tensor alone. Raises CheckpointError when parts or settings do not
-    fit each other, or `out` exists.
+    Tensors are computed one at a time. What is drawn depends on `seed` and the name of the tensor
+    alone. Raises CheckpointError when the parts do not fit each other, or `out` exists.
     """
-    initial = initial_checkpoint(
-        llm, vit, images=images, videos=videos, vit_layers=vit_layers,
-        bidirectional=bidirectional, seed=seed,
-    )  # fmt: skip
-    return to_hugging_face(initial, out, dtype=dtype, shard_bytes=shard_bytes)
-
-
-def initial_checkpoint(
-    llm: LlmPart,
-    vit: VitPart,
-    *,
-    images: ImageGeometry | None = None,
-    videos: VideoGeometry | None = None,
-    vit_layers: tuple[int, ...] = VIT_LAYERS,
-    bidirectional: str = "all",
-    seed: int = 0,
-) -> OpenedCheckpoint:
-    """The same, opened and not written; tensors are computed when they are read."""
-    config = initial_config(llm, vit, vit_layers, bidirectional)
+    config = _config(llm, vit, vit_layers)
     crop_px, patch_px = vit.config.image_default_input_size[0], vit.config.image_patch_size
     given = WithHead(Overlaid(llm.weights, OnlyRead(vit.weights, config)))
     with torch.device("meta"):
         model = Molmo2ForConditionalGeneration(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     drawn = {name: shape for name, shape in expected.items() if name not in given.shapes()}
-    return OpenedCheckpoint(
+    initial = OpenedCheckpoint(
         folder=Path(f"{llm.name}+{vit.name}"),
         kind=Kind.HF,
         config=config,
-        images=images or ImageGeometry(crop_px=crop_px, patch_px=patch_px),
-        videos=videos or VideoGeometry(crop_px=crop_px, patch_px=patch_px),
+        images=ImageGeometry(crop_px=crop_px, patch_px=patch_px),
+        videos=VideoGeometry(crop_px=crop_px, patch_px=patch_px),
         weights=Overlaid(_Drawn(drawn, seed), given),
         is_tied=llm.config.tie_word_embeddings,
         own_tokenizer=llm.tokenizer,
     )
+    return to_hugging_face(initial, out, dtype=dtype)
 
 
-def initial_config(
-    llm: LlmPart, vit: VitPart, vit_layers: tuple[int, ...], bidirectional: str
-) -> Molmo2Config:
+def _config(llm: LlmPart, vit: VitPart, vit_layers: tuple[int, ...]) -> Molmo2Config:
     """Raises CheckpointError for layers that the tower does not have."""
     text, tower, n_layers = llm.config, vit.config, vit.config.num_hidden_layers
     if not vit_layers or not all(-n_layers <= k < n_layers for k in vit_layers):
@@ -108,10 +84,7 @@ def initial_config(
         text_hidden_size=text.hidden_size,
     )
     return Molmo2Config(
-        vit_config=tower,
-        adapter_config=adapter,
-        text_config=text,
-        bidirectional=bidirectional,
+        vit_config=tower, adapter_config=adapter, text_config=text, bidirectional="all"
     )
 
 

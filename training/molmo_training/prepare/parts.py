@@ -23,6 +23,7 @@ from molmo_hf.tokenizer import build_tokenizer, check_tokenizer, save_tokenizer
 from molmo_hf.weight_files import Weights, write_weights
 from molmo_training.checkpoints.convert import SHARD_BYTES, appearing
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
+from molmo_training.checkpoints.wording import first_line
 from molmo_training.prepare.derived import check_shapes
 from molmo_training.prepare.llms import LLM_TYPES, llm_shapes, llm_weights, text_config_of
 from molmo_training.prepare.sources import (
@@ -105,9 +106,7 @@ def _open(name: str, known: Pretrained | None, opened: Source, input_px: int | N
     )
 
 
-def write_part(
-    part: Part, out: Path, *, dtype: torch.dtype, shard_bytes: int = SHARD_BYTES
-) -> Path:
+def write_part(part: Part, out: Path, *, dtype: torch.dtype) -> Path:
     """Write a part as a folder, tensor by tensor; it appears when it is complete.
 
     Raises CheckpointError when `out` exists.
@@ -119,7 +118,7 @@ def write_part(
         (partial / PART_FILE).write_text(json.dumps(fields, indent=2) + "\n")
         if isinstance(part, LlmPart):
             save_tokenizer(part.tokenizer, partial)
-        write_weights(part.weights, partial, dtype=dtype, shard_bytes=shard_bytes)
+        write_weights(part.weights, partial, dtype=dtype, shard_bytes=SHARD_BYTES)
     return out
 
 
@@ -199,7 +198,7 @@ def _read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{_TOKENIZER_FILE} of {folder.name!r} cannot be read ({str(error).splitlines()[0]}); "
+            f"{_TOKENIZER_FILE} of {folder.name!r} cannot be read ({first_line(error)}); "
             "a language model's folder holds its tokenizer beside the weights"
         ) from error
     return tokenizer

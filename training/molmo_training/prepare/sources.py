@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from molmo_core.errors import CheckpointError
 from molmo_hf.weight_files import LoadedWeights, Weights
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
+from molmo_training.checkpoints.wording import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def find_folder(where: str) -> Path:
             folder = _fetch(where, PICKLED)
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
-            f"{where!r} cannot be fetched ({str(error).splitlines()[0]}); give its folder with "
+            f"{where!r} cannot be fetched ({first_line(error)}); give its folder with "
             "--from, or set HF_TOKEN where the hub asks for leave"
         ) from error
     return folder
@@ -122,7 +123,7 @@ def open_source(where: str) -> Source:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, *UNUSABLE) as error:
         raise CheckpointError(
-            f"the configuration of {where!r} cannot be read ({str(error).splitlines()[0]}); "
+            f"the configuration of {where!r} cannot be read ({first_line(error)}); "
             "expected a folder of transformers with config.json"
         ) from error
     return Source(folder=folder, name=where, config=config, weights=_weights(folder))
@@ -136,6 +137,6 @@ def _weights(folder: Path) -> Weights:
         tensors = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{PICKLED} of {folder.name!r} cannot be read ({str(error).splitlines()[0]})"
+            f"{PICKLED} of {folder.name!r} cannot be read ({first_line(error)})"
         ) from error
     return LoadedWeights(tensors)

@@ -14,7 +14,7 @@ Knows: configurations and tensor names in transformers. Does not know: files, th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -77,27 +77,27 @@ class Family:
     unused: tuple[str, ...]
 
 
+_CLIP = Family(
+    block=_CLIP_BLOCK,
+    layers="encoder.layers",
+    patches="embeddings.patch_embedding",
+    positions="embeddings.position_embedding.weight",
+    pixels=_OPENAI,
+    class_token="embeddings.class_embedding",
+    pre_norm="pre_layrnorm",  # the spelling of transformers
+    scales={},
+    has_patch_bias=False,
+    unused=("post_layernorm.*", "embeddings.position_ids", *_TEXT_SIDE),
+)
 FAMILIES = {
-    "siglip_vision_model": Family(
-        block=_CLIP_BLOCK,
-        layers="encoder.layers",
-        patches="embeddings.patch_embedding",
-        positions="embeddings.position_embedding.weight",
+    "clip_vision_model": _CLIP,
+    "siglip_vision_model": replace(
+        _CLIP,
         pixels=_HALF,
-        scales={},
-        unused=("post_layernorm.*", "head.*", "embeddings.position_ids", *_TEXT_SIDE),
-    ),
-    "clip_vision_model": Family(
-        block=_CLIP_BLOCK,
-        layers="encoder.layers",
-        patches="embeddings.patch_embedding",
-        positions="embeddings.position_embedding.weight",
-        pixels=_OPENAI,
-        class_token="embeddings.class_embedding",
-        pre_norm="pre_layrnorm",  # the spelling of transformers
-        scales={},
-        has_patch_bias=False,
-        unused=("post_layernorm.*", "embeddings.position_ids", *_TEXT_SIDE),
+        class_token=None,
+        pre_norm=None,
+        has_patch_bias=True,
+        unused=("head.*", *_CLIP.unused),
     ),
     "dinov2": Family(
         block=_DINO_BLOCK,

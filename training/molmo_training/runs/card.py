@@ -29,7 +29,6 @@ DATA_SHARES = "data_shares"
 class ModelCard:
     name: str
     step: int
-    license: str = "apache-2.0"
     base_model: str | None = None
     """What it was trained from: a name on a hub."""
     data_shares: Mapping[str, float] = field(default_factory=dict)
@@ -40,7 +39,7 @@ class ModelCard:
     def text(self) -> str:
         """The card in Markdown, with the front matter that hubs read."""
         matter: dict[str, Any] = {
-            "license": self.license,
+            "license": "apache-2.0",
             "library_name": "transformers",
             "pipeline_tag": "image-text-to-text",
             "tags": ["molmo2"],
@@ -64,9 +63,7 @@ class ModelCard:
         return "\n".join(parts)
 
 
-def card_of_run(
-    run: Path, *, name: str, base_model: str | None = None, license: str = "apache-2.0"
-) -> ModelCard:
+def card_of_run(run: Path, *, name: str, base_model: str | None = None) -> ModelCard:
     """The card of a saved step, or of a run's last one. Raises CheckpointError without either."""
     step = step_of(run)
     run = run if step is None else run.parent
@@ -82,7 +79,6 @@ def card_of_run(
     return ModelCard(
         name=name,
         step=saved.step,
-        license=license,
         base_model=base_model,
         data_shares=saved.progress.get(DATA_SHARES, {}),
         settings=saved.config,

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from molmo_core.errors import TrainingError
+from molmo_training.checkpoints.wording import first_of
 
 _ABSENT = "nothing"
 
@@ -36,9 +37,8 @@ def check_same(
         if not any(fnmatchcase(name, pattern) for pattern in patterns)
     ]
     if wrong:
-        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise TrainingError(
-            f"the run cannot go on with other settings: {'; '.join(wrong[:8])}{more}. Give those "
+            f"the run cannot go on with other settings: {first_of(wrong, 8)}. Give those "
             "of the saved state, or train in another folder"
         )
 

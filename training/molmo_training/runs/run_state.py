@@ -83,8 +83,8 @@ def merged(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         return merge_states(found)
     if any(state != found[0] for state in found):
         raise TrainingError(
-            "the data states of the ranks differ and have no lanes; give RunState `merge_data`, "
-            "a function that makes one of them"
+            "the data states of the ranks differ and have no lanes: give states that are the same "
+            "on all ranks, or of lanes"
         )
     return found[0]
 
@@ -103,17 +103,16 @@ class RunState:
         *,
         keep: int | None = None,
         is_async: bool = True,
-        merge_data: Callable[[Iterable[Mapping[str, Any]]], Mapping[str, Any]] = merged,
         on_saved: Callable[[Path], object] | None = None,
         origin: Origin | None = None,
     ) -> None:
         if keep is not None and keep < 1:
             raise TrainingError(f"keep is {keep}; at least 1 state has to stay, or None for all")
         self.folder, self.keep, self.is_async = folder, keep, is_async
-        self._merge_data, self._on_saved, self._origin = merge_data, on_saved, origin
+        self._on_saved, self._origin = on_saved, origin
         self._ranks = Ranks()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="run-state")
-        self._writing: Future[int] | None = None
+        self._writing: Future[None] | None = None
         self._at: int | None = None
         has_gpu = torch.cuda.is_available()
         self._stager = DefaultStager(StagingOptions(has_gpu, False, False, has_gpu))
@@ -180,7 +179,7 @@ class RunState:
         """Until the last save is on disk. Raises TrainingError when it failed, on every rank."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
-            self._at = writing.result()
+            writing.result()
 
     def close(self) -> None:
         """Wait, and let go of memory and thread. Raises as `wait`."""
@@ -235,8 +234,8 @@ class RunState:
         self._at = saved.step
         return saved
 
-    def _write(self, staged: _Staged) -> int:
-        """Behind the training, on all ranks. Returns the step; raises TrainingError on all."""
+    def _write(self, staged: _Staged) -> None:
+        """Behind the training, on all ranks. Raises TrainingError on all."""
         partial = folders.partial_folder(self.folder, staged.step)
         try:
             self._ranks.on_first(lambda: folders.start_partial(self.folder, staged.step))
@@ -255,7 +254,6 @@ class RunState:
             raise TrainingError(
                 f"{folder.name} is saved; what was to follow on it failed ({reason_of(error)})"
             ) from error
-        return staged.step
 
     def _complete(self, staged: _Staged, parts: Sequence[tuple[list[str], Any, Any]]) -> Path:
         """On rank 0: `parts` are files, data state and random state of each rank."""
@@ -266,7 +264,7 @@ class RunState:
                 f"rank 0 does not see {unseen[0]}, which another rank has written; the run's "
                 "folder has to be one that all ranks share"
             )
-        documents = {**staged.shared, DATA: self._merge_data(data), RANDOM: list(random)}
+        documents = {**staged.shared, DATA: merged(data), RANDOM: list(random)}
         return folders.complete(self.folder, staged.step, documents, world_size=self._ranks.size)
 
     def _follow(self, folder: Path) -> None:

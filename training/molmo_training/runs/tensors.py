@@ -34,6 +34,8 @@ from torch.optim import Optimizer
 
 from molmo_core.errors import CheckpointError, TrainingError
 from molmo_training.checkpoints.native_weights import CONTENTS_FILE, is_of_table
+from molmo_training.checkpoints.weight_views import shape_differences
+from molmo_training.checkpoints.wording import first_line, first_of
 
 MODEL, BESIDE, OPTIMIZER = "model", "beside", "optim"
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -162,8 +164,8 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, CheckpointException) and error.failures:
         rank, (failure, _) = min(error.failures.items(), key=lambda item: item[0])
         return f"rank {rank}: {reason_of(failure)}"
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    name, line = type(error).__name__, first_line(error)
+    return line if line == name else f"{name}: {line}"
 
 
 def _expect_one_process() -> None:
@@ -224,18 +226,11 @@ def _check_weights(
     stored: Mapping[str, TensorStorageMetadata], wanted: Mapping[str, Tensor]
 ) -> None:
     held = {n: tuple(e.size) for n, e in stored.items() if not n.startswith(f"{OPTIMIZER}.")}
-    wrong = [f"{name} is missing" for name in wanted if name not in held]
-    wrong += [f"{name} is not of this model" for name in held if name not in wanted]
-    wrong += [
-        f"{name} is {held[name]}, the model has {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in held and held[name] != tensor.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+    if wrong := shape_differences(held, expected):
         raise CheckpointError(
-            f"the saved weights are of another model: {'; '.join(sorted(wrong)[:4])}{more}. Go on "
-            "with the settings that the run began with"
+            f"the saved weights are of another model: {first_of(wrong)}. Go on with the settings "
+            "that the run began with"
         )
 
 
