@@ -15,6 +15,7 @@ from molmo_core.prompts import render_chat
 from molmo_core.tokens import SPECIAL_TOKENS, filler_token
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.export import load_processor
+from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
 from molmo_training.data.tree import PREFIX_SUBSEGMENT
 from molmo_training.package import package
@@ -25,24 +26,32 @@ from molmo_training.recipes.tiny import (
     VOCAB_SIZE,
     build_model,
     tiny_config,
-    write_settings,
 )
+from molmo_training.runs.run_state import RunState
 from molmo_training.vocabulary import load_vocabulary, train_vocabulary
 from tests.support.checkpoint import TINY
+from tests.support.tiny_runs import write_tiny_settings
 
 MEBIBYTE = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
-    return build_model(seed=5).state_dict()
+def model() -> Molmo2ForConditionalGeneration:
+    return build_model(seed=5)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(weights, tmp_path_factory) -> Path:
+def weights(model) -> dict[str, torch.Tensor]:
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("run")
-    torch.save({"model": weights, "step": 7, "optimizer": {"state": {}}}, run / "state.pt")
-    write_settings(run)
+    states = RunState(run, is_async=False)
+    states.save(7, model=model, optimizers=[], beside=None, data={}, progress={}, config={})
+    states.close()
+    write_tiny_settings(run)
     (run / "log.jsonl").write_text('{"step": 7}\n')
     return package(run, tmp_path_factory.mktemp("out") / "molmo2-tiny")
 
@@ -111,7 +120,7 @@ def test_the_processor_gives_the_ids_of_training(checkpoint, tokenizing, kind):
 
 
 def test_a_run_without_state_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no checkpoint of Molmo2; expected .* state\.pt"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of Molmo2; expected .* step\*/"):
         package(tmp_path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
