@@ -9,6 +9,7 @@ commands        `molmo data list`
 from molmo_training.datasets import (
     academic_images,
     drawn,
+    drawn_verbs,
     drawn_videos,
     pixmo,
     texts,
@@ -33,6 +34,7 @@ __all__ = [
     "data_folder",
     "dataset",
     "drawn",
+    "drawn_verbs",
     "drawn_videos",
     "find_dataset",
     "open_dataset",
