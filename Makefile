@@ -51,9 +51,7 @@ bench-train: $(STAMP) ## measure training: packing, loader, trainer, memory
 	$(RUN)/python -m tests.bench packing training memory
 
 tiny: $(STAMP) ## train molmo2-tiny again, from nothing, and package it (hours)
-	$(RUN)/python -m molmo_training.recipes.tiny runs/tiny $(ARGS)
-	rm -rf runs/molmo2-tiny
-	$(RUN)/python -m molmo_training.package runs/tiny runs/molmo2-tiny
+	deploy/train-tiny $(ARGS)
 
 train-demo: $(STAMP) ## train through all stages, then on your own kind of pictures (10 minutes)
 	deploy/train-demo $(ARGS)

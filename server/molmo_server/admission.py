@@ -204,10 +204,12 @@ class WhileConnected(Response):
         try:
             await self._work(scope, send)
         except asyncio.CancelledError:
-            if not leaving.has_left or working.uncancel() > 0:  # somebody else wants it to end
+            if not leaving.has_left or working.cancelling() > 1:  # somebody else wants it to end
                 raise
         finally:
             leaving.tell_no_more(working.cancel)
+            if leaving.has_left:  # it was told once, however the work ended
+                working.uncancel()
             if watching is not None:
                 watching.cancel()
 

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from molmo_core.clips import sample_clip, write_clip
 from molmo_core.prompts import Turn, Verb, verb_prompt
 from molmo_core.scenes import draw_scene, sample_scene
 from tests.bench.processes import Row
+from tests.support.checkpoint import TINY
 from tests.support.conversations import Conversation
 from tests.support.engine import RunningEngine, Wanted, engines_side_by_side
 
-TINY = Path(str(files("molmo_hf"))) / "checkpoints" / "molmo2-tiny"
 _FIRST_SEED = 4_000_000_000  # no clip of training or evaluation
 _PASSES = (
     ("tracks", "tracks of new clips, one at a time", 1),

@@ -7,17 +7,12 @@ of a process of its own; memory is what the step takes beyond model and batch. A
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-
-import torch
 
 from molmo_training.compute import ComputeConfig, prepare_blocks
 from molmo_training.forward import AttentionKind, Forward
-from molmo_training.loss import LossConfig, token_loss
 from tests.bench.processes import Row
-from tests.support.long_rows import CROP_PX, long_batch
-from tests.support.peak_memory import count_anew, peak_mib
+from tests.support.long_rows import CROP_PX, long_batch, measured_step
 from tests.support.ranks import run_ranks
 from tests.support.small_model import small_model
 
@@ -42,11 +37,5 @@ def measure(attention: AttentionKind, n_tokens: int) -> tuple[float, float]:
     model = small_model(crop_px=CROP_PX)
     prepare_blocks(model, ComputeConfig())
     batch = long_batch(n_tokens)
-    forward = Forward(model, attention=attention)
-    before, began = count_anew(), time.perf_counter()
-    decoded = forward(batch)
-    sums = token_loss(
-        decoded.hidden, model.lm_head.weight, decoded.targets, decoded.weights, LossConfig()
-    )
-    torch.autograd.backward(sums.total / batch.weights.sum())
-    return peak_mib() - before, time.perf_counter() - began
+    step = measured_step(Forward(model, attention=attention), batch)
+    return step.step_mib, step.seconds

@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 
 import orjson
@@ -32,6 +31,7 @@ from molmo_server.engine_pool import (
     RemoteEngine,
 )
 from tests.bench.processes import Row
+from tests.support.checkpoint import TINY
 from tests.support.conversations import draw_video
 from tests.support.engine import Wanted, engines_side_by_side
 
@@ -80,14 +80,13 @@ class Way:
 
 def rows() -> Iterator[Row]:
     """Questions a second both ways, and their ratio; starts two engines of molmo2-tiny."""
-    checkpoint = Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
     held = {
         "media_cache_gib": N_HELD * _BYTES_PER_VIDEO / 2**30,
         "frame_cache_gib": N_HELD * _DECODED_BYTES / 2**30,
         "max_model_len": 1024,
         "extra_arguments": ("--num-gpu-blocks-override", str(_N_BLOCKS)),
     }
-    wanted = Wanted(checkpoint=checkpoint, fields=held)
+    wanted = Wanted(checkpoint=TINY, fields=held)
     names = ("engine-0", "engine-1")
     videos = [_video(seed) for seed in range(N_VIDEOS)]
     with (

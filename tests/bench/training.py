@@ -11,9 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +36,8 @@ from molmo_training.trainer import Trainer
 from tests.bench.plain_training import padded, plain_batches, plain_step
 from tests.bench.preprocessing import one_core
 from tests.bench.processes import Row
+from tests.support.checkpoint import TINY
+from tests.training.test_steps import NoStates
 
 SHORT, LONG = Budgets(n_tokens=2048, n_crops=48), Budgets(n_tokens=8192, n_crops=192)
 N_PACKS, N_LONG_PACKS, N_ROUNDS = 12, 2, 3
@@ -66,14 +66,13 @@ def rows() -> Iterator[Row]:
 
 def _config(budgets: Budgets) -> TrainConfig:
     config = sft_debug()
-    start = Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
     data = replace(
         config.data, budgets=budgets, packs_per_step=1, packs_per_batch=1, n_workers=0, held_out=()
     )
     return replace(
         config,
         n_steps=1000,
-        model=replace(config.model, start=start, residual_dropout=0.0),
+        model=replace(config.model, start=TINY, residual_dropout=0.0),
         data=data,
         optim=replace(config.optim, muon=False),
         compute=ComputeConfig(device="cpu", autocast_bf16=False, activation_checkpointing=False),
@@ -130,7 +129,7 @@ class _Ours:
         self.batches = [replace(collate([pack_rows(p)]), n_examples=len(p)) for p in packs]
         model = _model(plan)
         self.trainer = Trainer(
-            model, plan.config, forward=Forward(model), states=_NoStates(), show=_unshown
+            model, plan.config, forward=Forward(model), states=NoStates(), show=lambda figures: None
         )
 
     def __call__(self) -> None:
@@ -230,16 +229,3 @@ def _model(plan: Plan) -> Molmo2ForConditionalGeneration:
     model = load_model(open_checkpoint(plan.config.model.start))
     model.train()
     return model
-
-
-class _NoStates:
-    """A run that is not kept."""
-
-    def save(self, step: int, **state: Any) -> None: ...
-
-    def restore(self, **state: Any) -> None: ...
-
-    def wait(self) -> None: ...
-
-
-def _unshown(figures: Any) -> None: ...

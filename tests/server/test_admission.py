@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from starlette.types import Message, Scope, Send
 
 from molmo_core.errors import Busy, DeadlineExceeded
-from molmo_server.admission import Admission
+from molmo_server.admission import Admission, WhileConnected
 
 
 class Callers:
@@ -165,3 +166,50 @@ async def test_who_leaves_the_background_leaves_no_gap() -> None:
     await asyncio.gather(first, gone, last, return_exceptions=True)
     assert callers.served == ["first", "last"]
     assert callers.admission.n_running == 0
+
+
+async def answered_to_nobody(ending: BaseException | None, *, is_stopped: bool = False) -> None:
+    """An answer whose caller goes while it is made; `is_stopped`: somebody else stops it too."""
+    has_gone = asyncio.Event()
+
+    async def receive() -> Message:
+        await has_gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        raise AssertionError("nothing is sent")
+
+    async def work(_: Scope, __: Send) -> None:
+        has_gone.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            working = asyncio.current_task()
+            assert working is not None
+            if is_stopped:
+                working.cancel()
+            if ending is not None:
+                raise ending from None
+
+    await WhileConnected(work)({"type": "http"}, receive, send)
+
+
+@pytest.mark.parametrize("ending", [None, Busy("no"), asyncio.CancelledError()])
+async def test_what_a_caller_who_left_cancels_is_over_with_the_answer(
+    ending: BaseException | None,
+) -> None:
+    this = asyncio.current_task()
+    assert this is not None
+    if isinstance(ending, Busy):
+        with pytest.raises(Busy):
+            await answered_to_nobody(ending)
+    else:
+        await answered_to_nobody(ending)
+    assert this.cancelling() == 0
+
+
+async def test_whoever_else_stops_an_answer_is_not_overheard() -> None:
+    stopped = asyncio.create_task(answered_to_nobody(asyncio.CancelledError(), is_stopped=True))
+    await asyncio.wait([stopped])
+    assert stopped.cancelled()
+    assert stopped.cancelling() == 1

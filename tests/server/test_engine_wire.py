@@ -6,7 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,46 @@ def test_no_one_there(run: Run, tmp_path: Path) -> None:
                 await EngineClient(address, connect_timeout_s=5).get("/health")
 
     run(work())
+
+
+def listen_and_take_nobody(stack: ExitStack, address: tuple[str, int]) -> None:
+    """Who connects waits: the queue is full."""
+    stack.enter_context(socket.create_server(address, backlog=0))
+    for _ in range(4):
+        waiting = stack.enter_context(socket.socket())
+        waiting.setblocking(False)
+        waiting.connect_ex(address)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_each_address_of_a_host_is_tried(
+    run: Run, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    async def work(stack: ExitStack) -> None:
+        async with asked(WHOLE) as (_, client):
+            port = int(client._address.host.partition(":")[2])
+            hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.1" if is_there else "127.0.0.4"]
+            listen_and_take_nobody(stack, (hosts[0], port))
+
+            loop = asyncio.get_running_loop()
+            look_up = loop.getaddrinfo
+
+            async def found(host: str, port: int, **how: Any) -> list[Any]:
+                names = hosts if host == "engines.test" else [host]
+                return [one for name in names for one in await look_up(name, port, **how)]
+
+            monkeypatch.setattr(loop, "getaddrinfo", found)
+            address = EngineAddress(url=f"http://engines.test:{port}")
+            several = EngineClient(address, connect_timeout_s=5 if is_there else 0.5)
+            with closing(several):
+                if is_there:
+                    assert await text_of(several) == b"hello"
+                else:
+                    with pytest.raises(TimeoutError):
+                        await text_of(several)
+
+    with ExitStack() as stack:
+        run(work(stack))
 
 
 def test_a_unix_socket(run: Run, tmp_path: Path) -> None:

@@ -121,6 +121,17 @@ async def test_above_the_quota_the_least_recently_used_go(spools: Spools) -> Non
         spool.find(b)
 
 
+async def test_the_same_file_twice_at_once_takes_its_room_once(spools: Spools) -> None:
+    spool = spools.start(media_quota_bytes=2 * KIB)
+    [other] = await put(spool, b"o" * KIB)
+
+    [first], [second] = await asyncio.gather(put(spool, b"t" * KIB), put(spool, b"t" * KIB))
+
+    assert first == second
+    assert (spools.names(), spool.n_bytes) == (sorted([first, other]), 2 * KIB)
+    assert (await spool.read(first))[0] == b"t" * KIB
+
+
 async def test_each_owner_has_a_quota(spools: Spools) -> None:
     spool = spools.start(media_quota_bytes=2 * KIB)
     files = [bytes([k]) * KIB for k in range(4)]

@@ -11,12 +11,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.checkpoint import TINY
 from tests.support.conversations import draw_text
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
@@ -95,7 +95,7 @@ def run_bench(url: str, backend: str, folder: Path) -> dict[str, Any]:
     (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, texts)))
     options = {
         **{"backend": backend, "base-url": url, "endpoint": path, "model": "molmo2"},
-        "tokenizer": files("molmo_hf") / "checkpoints" / "molmo2-tiny",
+        "tokenizer": TINY,
         **dataset,
         **{"num-prompts": N_PROMPTS, "max-concurrency": 8, "seed": 0},
         **{"result-dir": folder, "result-filename": "figures.json"},

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 from molmo_core.points.grammar import points_grammar, tracks_grammar
 from molmo_core.prompts import Turn
 from tests.bench.drafting import draw_pictures, draw_tracks
+from tests.support.checkpoint import TINY
 from tests.support.conversations import Conversation, draw_text
 from tests.support.engine import RunningEngine, Wanted, engines_side_by_side
 
@@ -25,7 +25,6 @@ N_REQUESTS = 400
 N_AT_ONCE = 8
 MOST_OTHER_SHARE = 0.01
 """Of compared answers: two tokens that are nearly as likely may change places by rounding."""
-TINY = Path(str(files("molmo_hf"))) / "checkpoints" / "molmo2-tiny"
 FIELDS = {"max_model_len": 900, "max_num_seqs": 6}
 """A short context, so that prompts compete for the tokens of a step."""
 GRAMMARS = (points_grammar(max_points=8), tracks_grammar([0.0, 1.0, 1.5], max_objects=2))

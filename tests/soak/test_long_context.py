@@ -5,24 +5,20 @@ Tiny widths, real lengths. Loss and gradients are those of one process; prints t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from molmo_training import ranks
 from molmo_training.compute import ComputeConfig, prepare_blocks
 from molmo_training.forward import Forward
-from molmo_training.loss import LossConfig, token_loss
-from molmo_training.parallel import ParallelConfig, make_mesh, shared_batches
-from molmo_training.parallel.mesh import ContextKind
-from tests.support.long_rows import CROP_PX, long_batch
-from tests.support.peak_memory import count_anew, peak_mib
-from tests.support.ranks import run_ranks
+from molmo_training.parallel.mesh import ContextKind, ParallelConfig, make_mesh
+from molmo_training.parallel.shared_batches import shared_batches
+from tests.support.long_rows import CROP_PX, long_batch, measured_step
+from tests.support.ranks import gathered, run_ranks
 from tests.support.small_model import small_model
 
 N_TOKENS, N_FRAMES = 36_864, 384
@@ -54,21 +50,14 @@ def long_step(kind: ContextKind) -> Figures:
     prepare_blocks(model, ComputeConfig())
     forward = Forward(model, mesh=mesh)
     dist.barrier()
-    before, began = count_anew(), time.perf_counter()
-    decoded = forward(batch)
-    sums = token_loss(
-        decoded.hidden, model.lm_head.weight, decoded.targets, decoded.weights, LossConfig()
-    )
-    loss = sums.total / batch.weights.sum()
-    torch.autograd.backward(loss)
-    seconds, step_mib = time.perf_counter() - began, peak_mib() - before
+    step = measured_step(forward, batch)
     ranks.sum_gradients(list(model.parameters()))
     return Figures(
-        loss=float(ranks.sum_over_ranks(loss.detach().clone())),
+        loss=float(ranks.sum_over_ranks(step.loss)),
         gradients={name: p.grad for name, p in model.named_parameters() if p.grad is not None},
-        seconds=seconds,
-        step_mib=ranks.gathered(step_mib),
-        n_crops=ranks.gathered(len(decoded.patches)),
+        seconds=step.seconds,
+        step_mib=gathered(step.step_mib),
+        n_crops=gathered(len(step.decoded.patches)),
     )
 
 

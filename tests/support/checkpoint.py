@@ -1,12 +1,14 @@
-"""Random-weight Molmo2 folders of every architecture variant, in the released layout.
+"""Random-weight Molmo2 folders of every architecture variant, in the released layout; and the one
+that is packaged.
 
-Weights are scaled so that activations stay of order one and every part of the model moves the
-logits: with the usual small initialisation a wrong mask would hardly show.
+Random weights are scaled so that activations stay of order one and every part of the model moves
+the logits: with the usual small initialisation a wrong mask would hardly show.
 """
 
 from __future__ import annotations
 
 import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from molmo_hf.export import save_checkpoint
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_hf.tokenizer import build_tokenizer, train_tokenizer
 
+TINY = Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
 BASE_VOCAB = 320
 _YARN = {
     "rope_type": "yarn",

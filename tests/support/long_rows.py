@@ -1,10 +1,14 @@
-"""Rows of long-context training: a video at full size with questions, packed with conversations."""
+"""Rows of long-context training: a video at full size with questions, packed with conversations;
+and a step over one, measured."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import time
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from molmo_core.images import ImageGeometry
 from molmo_core.prompts import Turn
@@ -13,7 +17,10 @@ from molmo_training.data.example import Batch, Branch, Example, Tokenized
 from molmo_training.data.loader import collate
 from molmo_training.data.packing import pack_rows
 from molmo_training.data.tokenize import Tokenizing
+from molmo_training.forward import Decoded, Forward
+from molmo_training.loss import LossConfig, token_loss
 from molmo_training.vocabulary import load_vocabulary
+from tests.support.peak_memory import count_anew, peak_mib
 
 CROP_PX = 378
 TOKENS_A_FRAME = 96
@@ -35,6 +42,32 @@ def long_batch(n_tokens: int) -> Batch:
         row = tokenizing(Example(branches=(_branch("Count to 100.", 60), _branch("Again.", 60))))
         rows.append(_cut(row, n_missing))
     return collate([_cut(pack_rows(rows), n_tokens)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredStep:
+    decoded: Decoded
+    loss: Tensor
+    seconds: float
+    """Of forward and backward pass."""
+    step_mib: float
+    """The most memory beyond model and batch."""
+
+
+def measured_step(forward: Forward, batch: Batch) -> MeasuredStep:
+    """A step of this process; gradients are left at the parameters."""
+    before, began = count_anew(), time.perf_counter()
+    decoded = forward(batch)
+    head = forward.model.lm_head.weight
+    sums = token_loss(decoded.hidden, head, decoded.targets, decoded.weights, LossConfig())
+    loss = sums.total / batch.weights.sum()
+    torch.autograd.backward(loss)
+    return MeasuredStep(
+        decoded=decoded,
+        loss=loss.detach(),
+        seconds=time.perf_counter() - began,
+        step_mib=peak_mib() - before,
+    )
 
 
 def _branch(question: str, n_words: int) -> Branch:

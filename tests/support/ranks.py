@@ -43,6 +43,15 @@ def run_ranks(n_ranks: int, function: Callable[..., Any], *arguments: Any) -> An
         return torch.load(Path(folder) / "returned", weights_only=False)
 
 
+def gathered(value: Any) -> list[Any]:
+    """What each rank has, by rank, on each of them."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def _run(
     rank: int, n_ranks: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:

@@ -4,60 +4,28 @@ from __future__ import annotations
 
 import torch
 
-from molmo_hf.configuration_molmo2 import (
-    Molmo2AdapterConfig,
-    Molmo2Config,
-    Molmo2TextConfig,
-    Molmo2VitConfig,
-)
+from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
-from molmo_training.recipes.tiny import VOCAB_SIZE
+from molmo_training.recipes.tiny import PATCH_PX, tiny_config
 
-PATCH_PX = 14
+_WIDTHS = {"hidden_size": 32, "intermediate_size": 48, "num_key_value_heads": 2}
+_VISION = {**_WIDTHS, "num_attention_heads": 2, "head_dim": 16}
 
 
 def small_model(
     *, crop_px: int, bidirectional: str = "all", is_tied: bool = False
 ) -> Molmo2ForConditionalGeneration:
-    """The same weights each time, in training mode."""
-    vit = Molmo2VitConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        image_default_input_size=(crop_px, crop_px),
-        image_patch_size=PATCH_PX,
-        image_num_pos=(crop_px // PATCH_PX) ** 2,
-    )
-    adapter = Molmo2AdapterConfig(
-        vit_layers=(-1, -2),
-        hidden_size=32,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        intermediate_size=48,
-        text_hidden_size=32,
-    )
-    text = Molmo2TextConfig(
-        hidden_size=32,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        vocab_size=VOCAB_SIZE,
-        qkv_bias=False,
-        num_hidden_layers=2,
-        intermediate_size=48,
-        rope_theta=10_000.0,
-        use_qk_norm=True,
-        qk_norm_type="qwen3",
-        tie_word_embeddings=is_tied,
-    )
+    """The same weights each time, in training mode; what is not said here is as in molmo2-tiny."""
+    tiny = tiny_config()
+    grid = {"image_default_input_size": (crop_px,) * 2, "image_num_pos": (crop_px // PATCH_PX) ** 2}
+    tiny.vit_config.update({**_VISION, "num_hidden_layers": 2, **grid})
+    tiny.adapter_config.update({**_VISION, "vit_layers": (-1, -2), "text_hidden_size": 32})
+    heads = {"num_attention_heads": 4, "head_dim": 8, "num_hidden_layers": 2}
+    tiny.text_config.update({**_WIDTHS, **heads, "tie_word_embeddings": is_tied})
     config = Molmo2Config(
-        vit_config=vit,
-        adapter_config=adapter,
-        text_config=text,
+        vit_config=tiny.vit_config,
+        adapter_config=tiny.adapter_config,
+        text_config=tiny.text_config,
         bidirectional=bidirectional,
         tie_word_embeddings=is_tied,
         initializer_range=0.2,

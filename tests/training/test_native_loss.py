@@ -15,20 +15,12 @@ from molmo_training.data.tokenize import Tokenizing
 from molmo_training.forward import Forward
 from molmo_training.loss import LossConfig, token_loss
 from molmo_training.trainer import Trainer
-from tests.training.formatting.test_native_rows import (  # noqa: F401 - a fixture is used by name
-    CASES,
-    NATIVE,
-    formatted,
-    native_tokenizing,
-)
+from tests.training.formatting.test_native_rows import CASES, NATIVE, formatted
 from tests.training.test_steps import EXACT, NoStates, gradients
 
 
 @pytest.mark.parametrize("name", ["olmo3", "qwen3_tied"])
-def test_the_loss_of_a_step_is_the_references(
-    name: str,
-    native_tokenizing: Tokenizing,  # noqa: F811
-) -> None:
+def test_the_loss_of_a_step_is_the_references(name: str, native_tokenizing: Tokenizing) -> None:
     form = "-unsharded" if name == "qwen3_tied" else ""
     cases = [case for case in CASES if case.startswith(name)]
     rows = [formatted(case, native_tokenizing) for case in cases]

@@ -162,7 +162,8 @@ def test_state_goes_on_in_another_optimizer() -> None:
         model(input_ids=ids).logits.square().sum().backward()
         optimizer.step()
     fresh = Optimizer(models[1].named_parameters(), config)
-    fresh.load_state_dict(copy.deepcopy(first.state_dict()))
+    for part, before in zip(fresh.parts, first.parts, strict=True):
+        part.load_state_dict(copy.deepcopy(before.state_dict()))
     assert fresh.set_rates(2, 9) == first.set_rates(2, 9)
     for model, optimizer in zip(models, (first, fresh), strict=True):
         optimizer.zero_grad()

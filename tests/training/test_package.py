@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ from molmo_core.prompts import render_chat
 from molmo_core.tokens import SPECIAL_TOKENS, filler_token
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.export import load_processor
+from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
-from molmo_training.data.tokenize import Tokenizing
 from molmo_training.data.tree import PREFIX_SUBSEGMENT
 from molmo_training.package import package
 from molmo_training.pixels import normalised
@@ -27,23 +26,32 @@ from molmo_training.recipes.tiny import (
     VOCAB_SIZE,
     build_model,
     tiny_config,
-    write_settings,
 )
+from molmo_training.runs.run_state import RunState
 from molmo_training.vocabulary import load_vocabulary, train_vocabulary
+from tests.support.checkpoint import TINY
+from tests.support.tiny_runs import write_tiny_settings
 
 MEBIBYTE = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def weights() -> dict[str, torch.Tensor]:
-    return build_model(seed=5).state_dict()
+def model() -> Molmo2ForConditionalGeneration:
+    return build_model(seed=5)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(weights, tmp_path_factory) -> Path:
+def weights(model) -> dict[str, torch.Tensor]:
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("run")
-    torch.save({"model": weights, "step": 7, "optimizer": {"state": {}}}, run / "state.pt")
-    write_settings(run)
+    states = RunState(run, is_async=False)
+    states.save(7, model=model, optimizers=[], beside=None, data={}, progress={}, config={})
+    states.close()
+    write_tiny_settings(run)
     (run / "log.jsonl").write_text('{"step": 7}\n')
     return package(run, tmp_path_factory.mktemp("out") / "molmo2-tiny")
 
@@ -57,11 +65,10 @@ def test_weights_are_rounded_once_and_small(checkpoint, weights):
 
 
 def test_the_shipped_folder_is_what_packaging_writes(checkpoint):
-    shipped = Path(str(files("molmo_hf") / "checkpoints" / "molmo2-tiny"))
-    assert {p.name for p in shipped.iterdir()} == {p.name for p in checkpoint.iterdir()}
+    assert {p.name for p in TINY.iterdir()} == {p.name for p in checkpoint.iterdir()}
     for path in checkpoint.iterdir():
         if path.name not in ("model.safetensors", "training_log.jsonl"):
-            assert (shipped / path.name).read_text() == path.read_text(), path.name
+            assert (TINY / path.name).read_text() == path.read_text(), path.name
 
 
 def test_config_is_that_of_the_recipe(checkpoint):
@@ -79,9 +86,8 @@ def test_processors_have_the_geometry_of_the_recipe(checkpoint):
 
 
 @pytest.mark.parametrize("kind", ["image", "images", "video"])
-def test_the_processor_gives_the_ids_of_training(checkpoint, kind):
+def test_the_processor_gives_the_ids_of_training(checkpoint, tokenizing, kind):
     processor = load_processor(checkpoint)
-    tokenizing = Tokenizing(encode=load_vocabulary().encode, images=IMAGES, videos=VIDEOS)
     rng = np.random.default_rng(4)
     if kind == "video":
         example = video_example(rng, VIDEOS)
@@ -114,7 +120,7 @@ def test_the_processor_gives_the_ids_of_training(checkpoint, kind):
 
 
 def test_a_run_without_state_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no checkpoint of Molmo2; expected .* state\.pt"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of Molmo2; expected .* step\*/"):
         package(tmp_path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

@@ -17,11 +17,12 @@ from molmo_training.data.packing import Budgets, Packer, Size, best_subset, pack
 from molmo_training.data.scenes import image_example, multi_image_example, video_example
 from molmo_training.data.tokenize import Tokenizing
 from molmo_training.loss import LossConfig, token_loss
-from molmo_training.recipes.tiny import VIDEOS, TinyRecipe, build_trainer
+from molmo_training.recipes.tiny import VIDEOS
 from molmo_training.trainer import Trainer
 from tests.bench.packing import efficiency, our_packs
 from tests.bench.plain_packing import plain_knapsack
 from tests.support.sft_lengths import LONG_CONTEXT, SFT, sft_sizes
+from tests.support.tiny_runs import tiny_trainer
 
 BUDGETS = Budgets(n_tokens=40, n_crops=9)
 SIZES = st.builds(Size, st.integers(1, 40), st.integers(0, 9))
@@ -136,7 +137,7 @@ def examples(tokenizing: Tokenizing) -> list[Tokenized]:
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     folder: Path = tmp_path_factory.mktemp("run")
-    trainer, _ = build_trainer(TinyRecipe(folder=folder, n_threads=1))
+    trainer = tiny_trainer(folder)
     trainer.model.eval()
     return trainer
 

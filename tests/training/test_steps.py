@@ -27,7 +27,7 @@ from molmo_training.loss import LossConfig
 from molmo_training.optim import GroupConfig, OptimConfig
 from molmo_training.recipes.tiny import build_model
 from molmo_training.trainer import HeldOut, Trainer, TrainerConfig
-from tests.support.ranks import run_ranks
+from tests.support.ranks import gathered, run_ranks
 
 UNCLIPPED = GroupConfig(lr=1e-3, warmup_steps=0, max_grad_norm=1e9)
 EXACT = TrainerConfig(
@@ -105,7 +105,7 @@ def _one_of_two(rows: Sequence[Tokenized]) -> list[Any]:
     lone = [nn.Parameter(torch.ones(2)) for _ in range(3)]
     lone[rank].sum().backward()
     ranks.sum_gradients(lone)
-    return ranks.gathered((figures, gradients(trainer), [p.grad for p in lone], asdict(trainer.at)))
+    return gathered((figures, gradients(trainer), [p.grad for p in lone], asdict(trainer.at)))
 
 
 def test_two_ranks_are_one_with_the_batches_of_both(tokenizing: Tokenizing) -> None:

@@ -22,7 +22,7 @@ from molmo_training.data.packing import Budgets, Size
 from molmo_training.data.scenes import image_example
 from molmo_training.data.stream import PackedStream, merge_states
 from molmo_training.data.tokenize import Tokenizing
-from molmo_training.recipes.tiny import TinyRecipe, build_trainer
+from tests.support.tiny_runs import tiny_trainer
 
 MIXTURE = Group(
     name="all",
@@ -260,7 +260,7 @@ def test_a_trainer_learns_from_a_pack_of_drawn_scenes(
         n_lanes=2,
         buffer_size=4,
     )
-    trainer, _ = build_trainer(TinyRecipe(folder=tmp_path, n_threads=1))
+    trainer = tiny_trainer(tmp_path)
     batch = next(iter(PackedStream(config, sources)))
     assert batch.n_examples > 1
     losses = [trainer.advance([batch])["loss"] for _ in range(4)]

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 
+from molmo_training.checkpoints.opened import Kind, open_checkpoint
 from molmo_training.data.scenes import image_example
 from molmo_training.optim import GroupConfig, OptimConfig
 from molmo_training.pixels import normalised
+from molmo_training.recipes import tiny
 from molmo_training.recipes.object_lessons import ObjectProbe
 from molmo_training.recipes.tiny import IMAGES, build_model
-from molmo_training.recipes.tower import PictureStream, TowerConfig, train_tower
+from molmo_training.recipes.tower import PictureStream, TowerConfig, train_tower, write_start
 
 make = partial(image_example, most_objects=2, n_branches=1)
 
@@ -40,3 +42,24 @@ def test_it_learns_what_it_is_shown_again(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["tower_step"] for line in lines] == [30, 60]
     assert lines[-1]["colour"] > 0.9
+
+
+def test_a_checkpoint_to_start_from_is_written_once(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    start = tmp_path / "tower"
+    write_start(start, n_steps=1)
+    opened = open_checkpoint(start)
+    opened.check_complete()
+    assert (opened.kind, opened.images) == (Kind.HF, IMAGES)
+    random = build_model(tiny.SEED).state_dict()
+    moved = {
+        name
+        for name, tensor in random.items()
+        if not torch.equal(opened.weights.read(name), tensor)
+    }
+    assert moved
+    assert all("image_vit." in name for name in moved)
+
+    written = (start / "model.safetensors").stat().st_mtime_ns
+    write_start(start, n_steps=1)
+    assert (start / "model.safetensors").stat().st_mtime_ns == written

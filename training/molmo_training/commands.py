@@ -27,6 +27,7 @@ from molmo_training.recipes.finetune import finetune, finetune_lora, with_own_da
 from molmo_training.recipes.long_context import long_context, long_context_debug
 from molmo_training.recipes.pretrain import pretrain, pretrain_debug
 from molmo_training.recipes.sft import sft, sft_debug
+from molmo_training.recipes.tiny import corners, tiny, tiny_few, tiny_one, tiny_several
 from molmo_training.train_config import TrainConfig
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
@@ -38,6 +39,11 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "pretrain-debug": pretrain_debug,
     "sft-debug": sft_debug,
     "long-context-debug": long_context_debug,
+    "tiny-one": tiny_one,
+    "tiny-few": tiny_few,
+    "tiny": tiny,
+    "tiny-several": tiny_several,
+    "corners": corners,
 }
 _FROM_NOTHING = ("pretrain-debug",)
 

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from molmo_core.errors import TrainingError
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training.dropout import TokenDropout
+from molmo_training.forward import AttentionKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class ComputeConfig:
     """Products in bfloat16; weights, gradients and the optimizer stay in float32."""
     activation_checkpointing: bool = True
     """Compute blocks again in the backward pass instead of keeping what is inside them."""
-    attention: Literal["auto", "dense", "blocks", "flex"] = "auto"
+    attention: AttentionKind = "auto"
     """Who sees whom as a mask of all pairs, or tile by tile; see `Forward`."""
     compile_blocks: bool | None = None
     """Compile each block, for which the first steps take minutes; None: on a GPU."""

@@ -12,22 +12,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from molmo_hf.modeling_molmo2 import (
-    Attend,
-    Molmo2ForConditionalGeneration,
-    Tokens,
-    attention_mask,
-)
+from molmo_hf.modeling_molmo2 import Attend, Molmo2ForConditionalGeneration, attention_mask
 from molmo_training.attention.blocks import BlockAttend
 from molmo_training.attention.flex import FlexAttend
 from molmo_training.attention.tiles import tokens_of
 from molmo_training.data.example import Batch
+from molmo_training.dropout import Positions
 from molmo_training.parallel.exchange import exchange
 from molmo_training.parallel.mesh import ALONE, Mesh
 from molmo_training.parallel.ring import Ring
@@ -52,19 +48,13 @@ class Decoded(NamedTuple):
     features: Tensor  # (M, D): what enters the decoder at this rank's positions
 
 
-class LearntPositions(Protocol):
-    """Whoever has to know which positions (B, S of this rank) are learnt before they are run."""
-
-    learnt: Tensor | None
-
-
 class Forward(nn.Module):
     """The model on batches; every rank of the group gets the same batch.
 
     `attention`: "dense" makes a mask of all pairs; "blocks" attends tile by tile in plain torch;
     "flex" does so in torch's FlexAttention, whose backward pass needs a GPU; "auto" is "dense" for
     short rows and one of the others for long ones. Context parallelism of kind "ring" has an
-    attention of its own.
+    attention of its own. `positions` are told which of this rank are learnt, before they are run.
 
     A model that is sharded has to be run through this.
     """
@@ -75,7 +65,7 @@ class Forward(nn.Module):
         *,
         attention: AttentionKind = "auto",
         mesh: Mesh = ALONE,
-        positions: LearntPositions | None = None,
+        positions: Positions | None = None,
     ) -> None:
         """Raises TrainingError when the mesh asks for what the model's heads do not allow."""
         super().__init__()
@@ -153,18 +143,19 @@ class Forward(nn.Module):
             ids = torch.tensor(self.model.config.visual_token_ids, device=visual.device)
             visual = torch.isin(whole.input_ids, ids)
         tokens = partial(tokens_of, whole.valid, visual, whole.subsegments)
-        device, length = visual.device, visual.shape[1]
-        if part.places is None:
-            if self._kind(whole) == "dense":
-                return attention_mask(whole.valid, visual, whole.subsegments)
-            return self._of_rows(tokens(torch.arange(length, device=device)), whole)
-        if self.mesh.context_kind == "ring":
-            return Ring([tokens(p.to(device)) for p in part.places], self.mesh.cp_group)
-        in_order = tokens(torch.cat(part.places).to(device))
-        if self._kind(whole) == "dense":
+        device, places = visual.device, part.places
+        if places is not None and self.mesh.context_kind == "ring":
+            return Ring([tokens(p.to(device)) for p in places], self.mesh.cp_group)
+        attend: Attend
+        if (kind := self._kind(whole)) == "dense":
             mask = attention_mask(whole.valid, visual, whole.subsegments)
-            return Ulysses(partial(_dense, mask=mask), self.mesh.cp_group)
-        return Ulysses(self._of_rows(in_order, whole), self.mesh.cp_group)
+            if places is None:
+                return mask
+            attend = partial(_dense, mask=mask)
+        else:
+            in_order = tokens(torch.arange(visual.shape[1], device=device))
+            attend = FlexAttend(in_order) if kind == "flex" else BlockAttend(in_order)
+        return attend if places is None else Ulysses(attend, self.mesh.cp_group)
 
     def _kind(self, batch: Batch) -> AttentionKind:
         if self.attention != "auto":
@@ -172,9 +163,6 @@ class Forward(nn.Module):
         if batch.input_ids.shape[1] <= DENSE_UP_TO:
             return "dense"
         return "flex" if batch.input_ids.is_cuda else "blocks"
-
-    def _of_rows(self, tokens: Tokens, batch: Batch) -> Attend:
-        return FlexAttend(tokens) if self._kind(batch) == "flex" else BlockAttend(tokens)
 
 
 def _in_one_type(attend: Attend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

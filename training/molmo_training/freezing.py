@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
 from molmo_core.errors import TrainingError
-from molmo_training.optim import group_of
+from molmo_training.optim import GroupName, group_of
 
 EMBEDDING, HEAD, FINAL_NORM = (
     "model.transformer.wte.embedding",
@@ -109,7 +109,7 @@ def matching(patterns: Sequence[str], names: Iterable[str], *, what: str) -> lis
 
 def count_parameters(model: nn.Module) -> list[GroupCount]:
     """Trained and frozen numbers of the decoder, the connector and the vision tower."""
-    counts = {group: [0, 0] for group in ("llm", "connector", "vit")}
+    counts = {group: [0, 0] for group in get_args(GroupName)}
     for name, parameter in model.named_parameters():
         counts[group_of(name)][parameter.requires_grad] += parameter.numel()
     return [

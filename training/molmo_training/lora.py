@@ -64,16 +64,13 @@ class LoraLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         std = (3 * linear.in_features) ** -0.5
         shape = (config.rank, linear.in_features)
-        self._draw_a = partial(draw_normal, shape, std=std, seed=seed, name=name)
+        self.initial_a = partial(draw_normal, shape, std=std, seed=seed, name=name)
+        """Makes `lora_a` as it starts, on the CPU; `lora_b` starts as zeros."""
         device = linear.weight.device
-        self.lora_a = nn.Parameter(self._draw_a().to(device))
+        self.lora_a = nn.Parameter(self.initial_a().to(device))
         self.lora_b = nn.Parameter(torch.zeros(linear.out_features, config.rank, device=device))
         self.dropout = nn.Dropout(config.dropout)
         self.scale = config.scale
-
-    def initial_a(self) -> Tensor:
-        """`lora_a` as it starts, on the CPU; `lora_b` starts as zeros."""
-        return self._draw_a()
 
     def forward(self, x: Tensor) -> Tensor:
         added = F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b)

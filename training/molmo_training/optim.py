@@ -168,13 +168,6 @@ class Optimizer:
             part.step()
         return found | {"total": math.hypot(*found.values())}
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
-
-    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
-
 
 def _groups(named: list[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
     """For each name a group of what is decayed and one of what is not; empty ones left out."""

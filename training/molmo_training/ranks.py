@@ -1,4 +1,4 @@
-"""The processes of a run: how they start, sum figures and gradients, and gather what each knows.
+"""The processes of a run: how they start, sum figures and gradients.
 
 Knows: `torchrun`'s environment, torch.distributed. Does not know: models, data, losses.
 """
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import groupby
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,8 @@ from torch.distributed.tensor import DTensor
 
 _BUCKET_SIZE = 1 << 25
 """Gradients that are sent at a time: 128 MiB in float32."""
+_PATIENCE = timedelta(minutes=30)
+"""Ranks wait for each other's part of a step."""
 
 
 def rank() -> int:
@@ -30,7 +31,7 @@ def world_size() -> int:
 
 
 @contextmanager
-def process_group(device_type: str, *, timeout_s: float = 1800.0) -> Iterator[int]:
+def process_group(device_type: str) -> Iterator[int]:
     """Join the others that `torchrun` started; alone without it. Gives the rank on this machine."""
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield 0
@@ -40,7 +41,7 @@ def process_group(device_type: str, *, timeout_s: float = 1800.0) -> Iterator[in
         torch.cuda.set_device(local_rank)
     # With both, states on the CPU can be gathered while the GPUs compute.
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield local_rank
     finally:
@@ -52,15 +53,6 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
-
-
-def gathered(value: Any) -> list[Any]:
-    """What each rank has, by rank, on each of them."""
-    if world_size() == 1:
-        return [value]
-    found: list[Any] = [None] * world_size()
-    dist.all_gather_object(found, value)
-    return found
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -33,7 +33,7 @@ from molmo_training.compute import (
 )
 from molmo_training.data.example import Batch
 from molmo_training.forward import Decoded
-from molmo_training.loss import LossConfig, token_loss
+from molmo_training.loss import LossConfig, LossSums, token_loss
 from molmo_training.optim import OptimConfig, Optimizer
 from molmo_training.parallel.sharding import split_again
 
@@ -214,8 +214,9 @@ class Trainer:
                 collect_at(self.at.step, self.config.compute)
                 if self.stop_asked():
                     break
-        if first_step < self.at.step and self.progress >= 1:
-            self._validate_at_end()
+        is_new_end = first_step < self.at.step and self.progress >= 1
+        if is_new_end and self.at.step % self.config.validate_every:
+            self.validate()
         self._finish_saving()
         self.save()
         self.states.wait()
@@ -298,10 +299,6 @@ class Trainer:
             self.show({"step": self.at.step, **figures})
         return figures
 
-    def _validate_at_end(self) -> None:
-        if self.at.step % self.config.validate_every:
-            self.validate()
-
     def save(self, data: Mapping[str, Any] | None = None) -> None:
         """Keep the run as it stands; `data` where the batches stood at the last step."""
         self.states.save(
@@ -333,7 +330,7 @@ class Trainer:
         n_batches = len(batches) * ranks.world_size() / self.n_copies
         for batch in map(self._moved, batches):
             sums, taught = self._losses(batch)
-            loss = (sums[0] + sums[1]) / divisor
+            loss = sums.total / divisor
             for name, lesson in taught.items():
                 loss = loss + lesson.factor * lesson.loss / n_batches
                 lessons[name] = lessons.get(name, 0.0) + lesson.loss.item() / len(batches)
@@ -341,7 +338,7 @@ class Trainer:
             losses += torch.stack([value.detach() for value in sums])
         return losses, lessons
 
-    def _losses(self, batch: Batch) -> tuple[tuple[Tensor, ...], Mapping[str, Lesson]]:
+    def _losses(self, batch: Batch) -> tuple[LossSums, Mapping[str, Lesson]]:
         with autocast(self.config.compute, self._device):
             decoded = self.forward(batch)
             head = self.model.lm_head.weight
@@ -375,10 +372,7 @@ class Trainer:
         return found
 
     def _summed(self, batches: Sequence[Batch], losses: Tensor, weight: float) -> _Sums:
-        counts = [
-            [b.n_examples, int(b.valid.sum()), int((b.weights > 0).sum()), len(b.crops)]
-            for b in batches
-        ]
+        counts = list(map(counted, batches))
         extra = torch.tensor(counts, dtype=torch.float64, device=self._device).sum(0)
         extra /= self.n_copies
         summed = ranks.sum_over_ranks(torch.cat([losses.double(), extra])).tolist()
@@ -392,12 +386,12 @@ class Trainer:
     def _moved(self, batch: Batch) -> Batch:
         if self._device.type == "cpu":
             return batch
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(self._device, non_blocking=True)
             for f in fields(batch)
             if isinstance(value := getattr(batch, f.name), Tensor)
         }
-        return Batch(**moved, n_examples=batch.n_examples)
+        return replace(batch, **moved)
 
     def _line(self, figures: Mapping[str, float]) -> dict[str, float]:
         place = {"step": self.at.step, "examples": self.at.examples}
@@ -425,6 +419,12 @@ class _Window:
             "examples_per_s": (at.examples - before.examples) / seconds,
             "data_wait_share": waited_s / seconds,
         }
+
+
+def counted(batch: Batch) -> tuple[int, int, int, int]:
+    """Examples, tokens without padding, tokens that are learnt, crops."""
+    n_learnt = int((batch.weights > 0).sum())
+    return batch.n_examples, int(batch.valid.sum()), n_learnt, len(batch.crops)
 
 
 def _means(sums: _Sums, has_z: bool) -> dict[str, float]:

@@ -115,7 +115,9 @@ def encode_crops(backbone: Molmo2VisionBackbone, crops: torch.Tensor) -> torch.T
 
 def _normalised(values: torch.Tensor) -> torch.Tensor:
     """Bytes → −1…1 by the steps of `molmo_core.pixels.normalised`, in float32 and then rounded."""
-    return values.float().div(255).sub_(0.5).mul_(2).to(values.dtype)
+    floats = values.float()
+    # By a tensor: a GPU multiplies by the rounded inverse of a plain number.
+    return floats.div(floats.new_full((), 255)).sub_(0.5).mul_(2).to(values.dtype)
 
 
 def _encode_portion(tower: Any, crops: torch.Tensor, used_layers: Sequence[int]) -> torch.Tensor:

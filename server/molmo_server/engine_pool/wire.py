@@ -15,13 +15,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from socket import SOCK_STREAM
 from types import MappingProxyType
 from urllib.parse import urlsplit
+
+from aiohappyeyeballs import start_connection
 
 from molmo_server.engine_pool.answer import Answer, BrokenAnswer, Connection, LastBytes
 
 _IDLE_CONNECTION_S = 2.0  # the engine closes them after 5: never use one that is just closing
 _PORTS = {"http": 80, "https": 443}
+_NEXT_ADDRESS_S = 0.25
+"""A host's next address is tried beside those that have not answered for so long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +46,7 @@ class EngineAddress:
         return ssl.create_default_context() if self.url.startswith("https:") else None
 
     async def connect(self) -> Connection:
-        """Raises OSError."""
+        """To the first address that answers, of a host that has several. Raises OSError."""
         loop = asyncio.get_running_loop()
         if self.socket is not None:
             _, connection = await loop.create_unix_connection(
@@ -49,9 +54,15 @@ class EngineAddress:
             )
             return connection
         parts = urlsplit(self.url)
-        port = parts.port or _PORTS[parts.scheme]
+        host, port = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+        # Not by the loop itself: uvloop tries addresses one after the other.
+        addresses = await loop.getaddrinfo(host, port, type=SOCK_STREAM)
+        connected = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S)
         _, connection = await loop.create_connection(
-            lambda: Connection(loop), parts.hostname or "", port, ssl=self._tls
+            lambda: Connection(loop),
+            sock=connected,
+            ssl=self._tls,
+            server_hostname=host if self._tls else None,
         )
         return connection
 

@@ -91,8 +91,7 @@ class Spool:
         """
         media_id = f"media-{sha256[:32]}"
         with suppress(MediaNotFound):
-            self.open(media_id, owner).close()
-            return self.find(media_id, owner)
+            return self._renewed(media_id, owner)
         name = _name(media_id, owner)
         if len(data) > self._quota_bytes:
             raise InvalidMedia(
@@ -103,6 +102,8 @@ class Spool:
         try:
             with open(part, "xb", opener=_private) as file:
                 await asyncio.to_thread(file.write, data)
+            with suppress(MediaNotFound):  # a twin may have come while this one was written
+                return self._renewed(media_id, owner)
             self._make_room(len(data), _mark(name))
             part.rename(self._path(name))
         except OSError as error:
@@ -113,9 +114,12 @@ class Spool:
             ) from error
         finally:
             part.unlink(missing_ok=True)
-        self._forget(name)  # a twin may have come while this one was written
         now_s = self._clock()
         return self._note(name, len(data), created_at_s=now_s, used_at_s=now_s)
+
+    def _renewed(self, media_id: str, owner: str) -> Stored:
+        self.open(media_id, owner).close()
+        return self.find(media_id, owner)
 
     async def read(self, media_id: str, owner: str = "") -> tuple[bytes, str]:
         """The file's bytes and their SHA-256, and renew it; raises MediaNotFound."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from itertools import islice
 from types import SimpleNamespace
 
@@ -25,6 +24,7 @@ from molmo_server.engine.drafts import proposer
 from molmo_server.engine.drafts.answer import AnswerSoFar
 from molmo_server.engine.drafts.asked import Asked, read_prompt
 from molmo_server.engine.drafts.motion import LastDigits, Path
+from tests.support.checkpoint import TINY
 
 TRACK = Asked(question="Track the red ball in the video.", groups=("0.0", "0.5", "1.0", "1.3"))
 POINT = Asked(question="Point to Cats in all images.", groups=("1", "2"))
@@ -141,7 +141,6 @@ def test_moments_stand_in_the_prompt() -> None:
 
 # The adapter, on token ids
 
-TINY = files("molmo_hf") / "checkpoints" / "molmo2-tiny"
 MAX_LEN = 300
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,13 @@ import pytest
 from molmo_core.clips import sample_clip, write_clip
 from molmo_core.points.grammar import points_grammar, tracks_grammar
 from molmo_core.prompts import Turn, verb_prompt
+from tests.support.checkpoint import TINY
 from tests.support.conversations import Conversation, draw_image, draw_text
 from tests.support.engine import RunningEngine, Wanted, engines_side_by_side
 from tests.support.parity import TOLERANCE
 
 pytestmark = pytest.mark.timeout(900)
 
-TINY = Path(str(files("molmo_hf"))) / "checkpoints" / "molmo2-tiny"
 FIELDS = {"max_model_len": 600, "max_num_seqs": 6}
 LEAST_TOKENS_A_STEP = 2.0
 LEAST_LOGPROB = -12.0

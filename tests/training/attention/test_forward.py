@@ -8,14 +8,11 @@ from torch import Tensor
 
 from molmo_hf.modeling_molmo2 import Attend
 from molmo_training.data.example import Batch
+from molmo_training.dropout import Positions
 from molmo_training.forward import DENSE_UP_TO, AttentionKind, Forward
 from molmo_training.recipes.tiny import CROP_PX
 from tests.support.small_model import small_model
 from tests.training.parallel.shared_step import batches
-
-
-class Positions:
-    learnt: Tensor | None = None
 
 
 class _SeenMask:

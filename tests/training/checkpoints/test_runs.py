@@ -15,9 +15,10 @@ from molmo_core.errors import CheckpointError
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training.checkpoints.opened import Kind, open_checkpoint
 from molmo_training.checkpoints.publish import Publishing
-from molmo_training.recipes.tiny import build_model, write_settings
+from molmo_training.recipes.tiny import build_model
 from molmo_training.runs.log import append_figures
 from molmo_training.runs.run_state import RunState
+from tests.support.tiny_runs import write_tiny_settings
 
 SHARES = {"drawn": 0.75, "written": 0.25}
 
@@ -30,7 +31,7 @@ def model() -> Molmo2ForConditionalGeneration:
 @pytest.fixture(scope="module")
 def run(model: Molmo2ForConditionalGeneration, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    write_settings(folder)
+    write_tiny_settings(folder)
     state = RunState(folder)
     with torch.no_grad():
         model.lm_head.weight += 1
@@ -106,6 +107,18 @@ def test_a_step_is_published(run: Path, tmp_path: Path) -> None:
     assert manifest is not None
     assert (manifest.step, manifest.source) == (3, run.name)
     assert FolderStore(store).current() == manifest.id
+    assert FolderStore(store).verify(manifest.id) == manifest
+
+
+def test_a_store_that_is_away_ends_nothing(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "staging").write_text("in the way")
+    assert Publishing(store=str(store), name="mine").publish(run / "step3") is None
+    assert "step is not published" in caplog.text
+    assert FolderStore(store).current() is None
 
 
 _CARD = """\

@@ -12,15 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
-from transformers import PreTrainedTokenizerFast
 
-from molmo_core.images import ImageGeometry
-from molmo_core.videos import VideoGeometry
-from molmo_hf.tokenizer import build_tokenizer
 from molmo_training.data.example import Tokenized
 from molmo_training.data.formatting import FormatSettings, Formatter, RowMedia
 from molmo_training.data.tokenize import Tokenizing
-from molmo_training.data.tree import PREFIX_SUBSEGMENT, Weighting
+from molmo_training.data.tree import PREFIX_SUBSEGMENT
 
 NATIVE = Path(__file__).parents[2] / "golden" / "native"
 CASES: dict[str, dict[str, Any]] = json.loads((NATIVE / "cases.json").read_text())
@@ -31,18 +27,6 @@ N_PATCHES = 729
 @pytest.fixture(scope="module")
 def arrays() -> dict[str, NDArray[Any]]:
     return load_file(NATIVE / "reference.safetensors")
-
-
-@pytest.fixture(scope="module")
-def native_tokenizing() -> Tokenizing:
-    base = PreTrainedTokenizerFast(tokenizer_file=str(NATIVE / "tokenizer" / "tokenizer.json"))
-    tokenizer = build_tokenizer(base, BASE_VOCABULARY)
-    return Tokenizing(
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        images=ImageGeometry(max_crops=8),
-        videos=VideoGeometry(),
-        weighting=Weighting(root_subsegments=True, root_length=True),
-    )
 
 
 def formatted(name: str, tokenizing: Tokenizing) -> Tokenized:

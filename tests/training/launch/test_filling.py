@@ -12,14 +12,13 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from molmo_core.errors import CheckpointError
-from molmo_training import ranks
 from molmo_training.checkpoints.opened import OpenedCheckpoint, load_model, open_checkpoint
 from molmo_training.launch.plan import choose_trained
 from molmo_training.launch.running import prepared_model
 from molmo_training.lora import LoraConfig
-from molmo_training.parallel import ParallelConfig, make_mesh
+from molmo_training.parallel.mesh import ParallelConfig, make_mesh
 from molmo_training.train_config import ModelConfig
-from tests.support.ranks import run_ranks
+from tests.support.ranks import gathered, run_ranks
 
 NATIVE = Path(__file__).parents[2] / "golden" / "native"
 SMALL, TIED = NATIVE / "olmo3", NATIVE / "qwen3_tied-unsharded"
@@ -77,7 +76,7 @@ def differing() -> dict[str, tuple[list[str], list[int]]]:
             is_alike = parameter.requires_grad is expected[name].requires_grad
             if not (torch.equal(whole, expected[name]) and is_alike):
                 wrong.append(name)
-        found[case] = wrong, ranks.gathered(weights.n_read)
+        found[case] = wrong, gathered(weights.n_read)
     return found
 
 
@@ -89,7 +88,7 @@ def failures() -> list[str]:
     try:
         prepared_model(planned(opened, weights, ModelConfig()), mesh, CPU)
     except CheckpointError as error:
-        return ranks.gathered(error.message)
+        return gathered(error.message)
     return []
 
 

@@ -20,7 +20,8 @@ from molmo_training.data.scenes import image_example, multi_image_example, video
 from molmo_training.data.tokenize import Tokenizing
 from molmo_training.forward import AttentionKind, Forward
 from molmo_training.loss import LossConfig, token_loss
-from molmo_training.parallel import ParallelConfig, make_mesh, shard_model, split_again
+from molmo_training.parallel.mesh import ParallelConfig, make_mesh
+from molmo_training.parallel.sharding import shard_model, split_again
 from molmo_training.recipes.tiny import CROP_PX, IMAGES, VIDEOS
 from molmo_training.vocabulary import load_vocabulary
 from tests.support.small_model import small_model

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from molmo_training.parallel import ParallelConfig
+from molmo_training.parallel.mesh import ParallelConfig
 from tests.support.ranks import run_ranks
 from tests.training.parallel.shared_step import Step, Way, divided_step, divided_steps
 

@@ -9,7 +9,8 @@ import torch
 
 from molmo_core.errors import DataError
 from molmo_training.data.example import Batch
-from molmo_training.parallel import ALONE, ParallelConfig, make_mesh, shared_batches
+from molmo_training.parallel.mesh import ALONE, ParallelConfig, make_mesh
+from molmo_training.parallel.shared_batches import shared_batches
 from tests.support.ranks import run_ranks
 from tests.training.parallel.shared_step import batches
 

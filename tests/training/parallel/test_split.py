@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from molmo_core.errors import TrainingError
-from molmo_training.parallel import ParallelConfig, make_mesh
-from molmo_training.parallel.mesh import ContextKind
+from molmo_training.parallel.mesh import ContextKind, ParallelConfig, make_mesh
 from molmo_training.parallel.split import crop_bounds, places_of_ranks, vision_share
 from molmo_training.parallel.ulysses import check_heads
 

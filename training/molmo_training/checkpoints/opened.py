@@ -48,7 +48,6 @@ from molmo_training.checkpoints.run_weights import (
     RUN_SETTINGS as RUN_SETTINGS,
 )
 from molmo_training.checkpoints.run_weights import (
-    RUN_STATE,
     is_run_state,
     last_state,
     run_weights,
@@ -57,6 +56,7 @@ from molmo_training.checkpoints.run_weights import (
 from molmo_training.checkpoints.safetensors_weights import SafetensorsWeights
 from molmo_training.checkpoints.weight_views import OnlyRead, Overlaid, Renamed, shape_differences
 from molmo_training.checkpoints.wording import first_line, first_of
+from molmo_training.runs.step_folder import step_of
 
 SHARDED, UNSHARDED = "model_and_optim", "model.pt"
 _STEP = re.compile(r"step(\d+)(-unsharded)?")
@@ -232,7 +232,7 @@ def _kind_of(folder: Path) -> Kind:
         raise CheckpointError(
             f"{folder.name!r} is no checkpoint of Molmo2; expected config.json with safetensors "
             f"(Hugging Face), {CONFIG_FILE} with {UNSHARDED} or {SHARDED}/ (Ai2), step*/ "
-            f"or {RUN_STATE} (a run of ours), or {ADAPTER_CONFIG} (adapters)"
+            f"(a run of ours), or {ADAPTER_CONFIG} (adapters)"
         )
     return kind
 
@@ -269,7 +269,7 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
     weights: Weights
     is_tied: bool | None = None
     if kind is Kind.RUN:
-        weights, step = run_weights(folder)
+        weights = run_weights(folder)
         if (origin := read_origin(folder)) is not None:
             start = open_checkpoint(origin.folder())
             is_tied = start.is_tied and HEAD not in weights.shapes()
@@ -277,7 +277,7 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
         if (settings / ADAPTER_CONFIG).exists():
             weights = merged_state(weights, read_adapter_config(settings))
     else:
-        weights, step = SafetensorsWeights(folder), None
+        weights = SafetensorsWeights(folder)
     return OpenedCheckpoint(
         folder=folder,
         kind=kind,
@@ -287,7 +287,7 @@ def _open_hf(folder: Path, kind: Kind, max_model_len: int | None) -> OpenedCheck
         weights=WithHead(weights),
         is_tied=HEAD not in weights.shapes() if is_tied is None else is_tied,
         own_tokenizer=processor.tokenizer,
-        step=step,
+        step=step_of(folder) if kind is Kind.RUN else None,
     )
 
 

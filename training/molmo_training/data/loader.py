@@ -1,79 +1,22 @@
-"""Batches without end: kinds of examples are drawn by rate, a batch holds one kind.
+"""Batches: rows collated, and prepared in processes of their own.
 
-Batches come in groups of `GROUP_SIZE` of one kind, whose rows are sorted by length before they
-are cut into batches: half of a batch would be padding otherwise.
-
-Knows: padding and collation, and that a group depends on the seed and its number alone, so that
-a run can be resumed at any group. Does not know: what the examples are about, models.
+Knows: padding, shifted pooling, workers. Does not know: what rows are about, which ones are drawn.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from molmo_training.data.example import Batch, Example, Tokenized
+from molmo_training.data.example import Batch, Tokenized
 from molmo_training.data.packing import joined_pooling
-from molmo_training.data.tokenize import Tokenizing
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A kind of examples: how to make one, how often a batch is of it, rows a batch.
-
-    It is drawn in the groups [first_group, end_group); None: to the end.
-    """
-
-    name: str
-    make: Callable[[np.random.Generator], Example]
-    rate: float
-    batch_size: int
-    first_group: int = 0
-    end_group: int | None = None
-
-    def is_drawn_in(self, group: int) -> bool:
-        return self.first_group <= group and (self.end_group is None or group < self.end_group)
-
 
 T = TypeVar("T")
-
-GROUP_SIZE = 4
-
-
-class BatchStream(IterableDataset[Batch]):
-    """Batches from batch `first_batch` on, rounded down to a whole group."""
-
-    def __init__(
-        self, sources: Sequence[Source], tokenizing: Tokenizing, seed: int, first_batch: int = 0
-    ) -> None:
-        self.sources, self.tokenizing = tuple(sources), tokenizing
-        self.seed, self.first_group = seed, first_batch // GROUP_SIZE
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = torch.utils.data.get_worker_info()
-        step, start = (1, 0) if worker is None else (worker.num_workers, worker.id)
-        number = self.first_group + start
-        while True:
-            yield from self.group(number)
-            number += step
-
-    def group(self, number: int) -> list[Batch]:
-        """The batches of a group, in an order drawn with the group's own generator."""
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, number]))
-        drawn = [source for source in self.sources if source.is_drawn_in(number)]
-        rates = np.array([source.rate for source in drawn])
-        source = drawn[int(rng.choice(len(rates), p=rates / rates.sum()))]
-        size = source.batch_size
-        rows = [self.tokenizing(source.make(rng)) for _ in range(size * GROUP_SIZE)]
-        rows.sort(key=lambda row: len(row.input_ids))
-        order = rng.permutation(GROUP_SIZE)
-        return [collate(rows[k * size : (k + 1) * size]) for k in order]
 
 
 def make_loader(

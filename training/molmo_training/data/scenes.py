@@ -79,15 +79,21 @@ def video_example(rng: np.random.Generator, geometry: VideoGeometry) -> Example:
     times = sample_times(info.duration_s, geometry)
     shown = [info.frame_times_s[info.frame_at(t)] for t in times]
     scenes = [clip.scene_at(t) for t in shown]
-    queries = sample_queries(rng, clip.objects, 3)
-    branches = [_track(queries[0], clip, times, scenes)]
-    branches += [_video_point(query, scenes[0]) for query in queries[1:]]
     return Example(
         frames=list(draw_frames(clip, shown)),
         frame_times_s=times,
-        branches=tuple(branches),
+        branches=clip_branches(clip, times, scenes, rng),
         objects=[marks_of([s])[0] for s in scenes],
     )
+
+
+def clip_branches(
+    clip: Clip, times_s: Sequence[float], scenes: Sequence[Scene], rng: np.random.Generator
+) -> tuple[Branch, ...]:
+    """Questions about a clip of which these scenes are seen at these times."""
+    queries = sample_queries(rng, clip.objects, 3)
+    tracks = _track(queries[0], clip, times_s, scenes)
+    return (tracks, *(_video_point(query, scenes[0]) for query in queries[1:]))
 
 
 def clip_info(clip: Clip) -> VideoInfo:

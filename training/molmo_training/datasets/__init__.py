@@ -10,6 +10,7 @@ commands        `molmo data list`
 from molmo_training.datasets import (
     academic_images,
     drawn,
+    drawn_verbs,
     drawn_videos,
     pixmo,
     texts,
@@ -34,6 +35,7 @@ __all__ = [
     "data_folder",
     "dataset",
     "drawn",
+    "drawn_verbs",
     "drawn_videos",
     "find_dataset",
     "open_dataset",

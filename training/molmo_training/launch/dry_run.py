@@ -5,15 +5,14 @@ Knows: a plan and a few drawn packs. Does not know: weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from molmo_training.data.example import Batch
 from molmo_training.data.mixture import shares_table
 from molmo_training.data.stream import PackedStream
 from molmo_training.launch.memory import estimated
 from molmo_training.launch.plan import Plan
+from molmo_training.trainer import counted
 
 N_PACKS = 8
 """Packs that are drawn to tell the mean size; each costs what its media cost to open."""
@@ -65,7 +64,7 @@ def measured(plan: Plan) -> PackFigures:
     """Sizes of the first packs of the run, one after the other."""
     stream = PackedStream(plan.stream_config, plan.sources)
     n_batches = max(N_PACKS // plan.config.data.packs_per_batch, 1)
-    batches = list(islice(_counted(stream), n_batches))
+    batches = [counted(batch) for batch in islice(stream, n_batches)]
     n_packs = n_batches * plan.config.data.packs_per_batch
     examples, tokens, learnt, crops = (
         sum(column) / n_packs for column in zip(*batches, strict=True)
@@ -77,17 +76,6 @@ def measured(plan: Plan) -> PackFigures:
         n_loss_tokens=learnt,
         n_crops=crops,
     )
-
-
-def _counted(stream: PackedStream) -> Iterator[tuple[int, int, int, int]]:
-    batch: Batch
-    for batch in stream:
-        yield (
-            batch.n_examples,
-            int(batch.valid.sum()),
-            int((batch.weights > 0).sum()),
-            len(batch.crops),
-        )
 
 
 def _memory(plan: Plan, n_ranks: int) -> list[str]:

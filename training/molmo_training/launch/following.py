@@ -57,10 +57,10 @@ class Following:
         if self._running is not None and self._running.poll() is None:
             logger.warning("%s is not evaluated: the evaluation before is not done", checkpoint)
             return
-        words = {"{checkpoint}": checkpoint, "{step}": str(step)}
-        command = list(self._config.evaluation)
-        for name, value in words.items():
-            command = [part.replace(name, value) for part in command]
+        command = [
+            part.replace("{checkpoint}", checkpoint).replace("{step}", str(step))
+            for part in self._config.evaluation
+        ]
         output = self._folder / EVALUATIONS / f"{checkpoint}.txt"
         output.parent.mkdir(exist_ok=True)
         try:

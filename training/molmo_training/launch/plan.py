@@ -6,37 +6,32 @@ Knows: checkpoints' settings, datasets by name, a user's files. Does not know: w
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from molmo_core.errors import DataError, TrainingError
+from molmo_core.errors import TrainingError
 from molmo_core.images import ImageGeometry
 from molmo_core.videos import VideoGeometry
 from molmo_hf.configuration_molmo2 import Molmo2Config
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training.checkpoints.opened import OpenedCheckpoint, open_checkpoint
 from molmo_training.data.formatting import Formatter
-from molmo_training.data.lanes import RowSource, StreamConfig
-from molmo_training.data.mixture import Group, Part, Share, effective_shares
-from molmo_training.data.own.table import open_tables
+from molmo_training.data.lanes import StreamConfig
+from molmo_training.data.mixture import Share, effective_shares
 from molmo_training.data.rows import FormattedRows, RowTable
 from molmo_training.data.tokenize import Tokenizing
 from molmo_training.data.tree import TreeLimits
-from molmo_training.datasets.registry import data_folder, open_dataset
 from molmo_training.freezing import GroupCount, freeze
 from molmo_training.launch.held_out import HeldOutPacks
+from molmo_training.launch.tables import LEARNT, names_in, tables_of
 from molmo_training.lora import add_adapters
 from molmo_training.parallel.mesh import Mesh
 from molmo_training.recipes import tiny
 from molmo_training.train_config import DatasetSettings, HeldOutConfig, ModelConfig, TrainConfig
 from molmo_training.vocabulary import load_vocabulary
-
-logger = logging.getLogger(__name__)
 
 _AS_OTHERS = DatasetSettings(datasets=())
 
@@ -58,15 +53,19 @@ class Plan:
     """What `config` asks for, checked. Raises MolmoError for whatever cannot be."""
 
     def __init__(self, config: TrainConfig) -> None:
-        if config.data.leave_out_missing:
-            config = replace(config, data=replace(config.data, mixture=_present(config)))
-        self.config = config
         self.start = open_start(config)
+        mixture, tables = tables_of(config.data)
+        self.config = replace(config, data=replace(config.data, mixture=mixture))
         self._check_budgets()
-        self.sources = self._sources("train", _names(config.data.mixture))
-        self.shares: tuple[Share, ...] = effective_shares(config.data.mixture, self.sizes)
+        self.sources = {
+            name: self._rows(name, LEARNT, tables[name, LEARNT]) for name in names_in(mixture)
+        }
+        self.shares: tuple[Share, ...] = effective_shares(mixture, self.sizes)
         self.counts = self._counted()
-        self.held_out = [self._held_out(held_out) for held_out in config.data.held_out]
+        self.held_out = [
+            self._held_out(held_out, tables[held_out.dataset, held_out.split])
+            for held_out in config.data.held_out
+        ]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -122,29 +121,23 @@ class Plan:
             subtitles_within_s=data.subtitles_within_s,
         )
 
-    def _sources(self, split: str, names: Iterable[str]) -> dict[str, RowSource]:
+    def _rows(self, name: str, split: str, table: RowTable) -> FormattedRows:
         data = self.config.data
-        tables = open_tables(list(data.files), allow_absolute=data.allow_absolute)
-        own: Mapping[str, RowTable] = {table.name: table for table in tables}
-        formats = replace(data.format, is_training=split == "train")
-        media = replace(data.media, max_frames=self._max_frames)
-        sources: dict[str, RowSource] = {}
-        for name in names:
-            table = own.get(name) or open_dataset(name, data_folder(data.folder), split)
-            special = next((s for s in data.settings_of if name in s.datasets), _AS_OTHERS)
-            sources[name] = FormattedRows(
-                table=table,
-                formatter=Formatter(settings=formats, weight=special.loss),
-                tokenizing=self.tokenizing,
-                media=replace(media, p_high_res=special.p_high_res or media.p_high_res),
-            )
-        return sources
+        special = next((s for s in data.settings_of if name in s.datasets), _AS_OTHERS)
+        formats = replace(data.format, is_training=split == LEARNT)
+        p_high_res = special.p_high_res or data.media.p_high_res
+        return FormattedRows(
+            table=table,
+            formatter=Formatter(settings=formats, weight=special.loss),
+            tokenizing=self.tokenizing,
+            media=replace(data.media, max_frames=self._max_frames, p_high_res=p_high_res),
+        )
 
-    def _held_out(self, held_out: HeldOutConfig) -> HeldOutPacks:
+    def _held_out(self, held_out: HeldOutConfig, table: RowTable) -> HeldOutPacks:
         data = self.config.data
         return HeldOutPacks(
             name=held_out.name,
-            source=self._sources(held_out.split, [held_out.dataset])[held_out.dataset],
+            source=self._rows(held_out.dataset, held_out.split, table),
             n_examples=held_out.n_examples,
             budgets=data.budgets,
             buffer_size=data.buffer_size,
@@ -220,40 +213,3 @@ def choose_trained(
 def _encoded(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     return ids
-
-
-def _names(group: Group) -> Iterator[str]:
-    for part in group.parts:
-        if isinstance(part, Group):
-            yield from _names(part)
-        else:
-            yield part.dataset
-
-
-def _present(config: TrainConfig) -> Group:
-    """The mixture without datasets whose files are missing, and without groups left empty."""
-    own = {table.name for table in open_tables(list(config.data.files))}
-    wanted = [name for name in _names(config.data.mixture) if name not in own]
-    missing: dict[str, str] = {}
-    for name in wanted:
-        try:
-            open_dataset(name, data_folder(config.data.folder))
-        except DataError as error:
-            missing[name] = error.message
-    kept = _with_only(config.data.mixture, {*wanted, *own}.difference(missing))
-    if kept is None:
-        raise DataError(f"no dataset of the mixture is there. {next(iter(missing.values()))}")
-    if missing:
-        logger.warning("left out, for their files are not there: %s", ", ".join(missing))
-    return kept
-
-
-def _with_only(group: Group, names: set[str]) -> Group | None:
-    parts: list[Part | Group] = []
-    for part in group.parts:
-        if isinstance(part, Group):
-            if (kept := _with_only(part, names)) is not None:
-                parts.append(kept)
-        elif part.dataset in names:
-            parts.append(part)
-    return replace(group, parts=tuple(parts)) if parts else None

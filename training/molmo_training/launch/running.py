@@ -58,7 +58,7 @@ def train(plan: Plan, folder: Path) -> Trainer:
             folder,
             keep=config.saving.keep,
             is_async=config.saving.is_async,
-            on_saved=following.saved if config.saving.publish_to else None,
+            on_saved=following.saved,
             origin=origin,
         )
         stack.callback(states.close)
@@ -92,7 +92,7 @@ def train(plan: Plan, folder: Path) -> Trainer:
             states.check_room(
                 model=trainer.model, optimizers=trainer.optimizer.parts, beside=trainer.lessons
             )
-        trainer.at.data_shares = _shares(plan)
+        trainer.at.data_shares = {share.dataset: share.share for share in plan.shares}
         first_step = trainer.at.step
         meters = Meters(
             _sinks(plan, folder, first_step), max_steps=config.n_steps, first_step=first_step
@@ -108,14 +108,6 @@ def _origin(plan: Plan) -> Origin | None:
     if plan.config.model.lora is None or plan.start.opened is None:
         return None
     return Origin.of(plan.start.opened.folder)
-
-
-def _shares(plan: Plan) -> dict[str, float]:
-    """Of the datasets, by name."""
-    shares: dict[str, float] = {}
-    for share in plan.shares:
-        shares[share.dataset] = shares.get(share.dataset, 0.0) + share.share
-    return shares
 
 
 def _tell(meters: Meters, figures: Mapping[str, float]) -> None:

@@ -47,8 +47,8 @@ class Mesh:
     context_kind: ContextKind = "ulysses"
     gather_bf16: bool = False
     device_type: str = "cpu"
-    device_mesh: DeviceMesh | None = None
-    """Dimensions "replicate", "shard" and "cp"; None for one process."""
+    shared_group: dist.ProcessGroup | None = None
+    """The ranks that share this rank's batch; None where it shares with nobody."""
     weights_mesh: DeviceMesh | None = None
     """What weights are split over: all ranks, or replicas and the ranks of each. None: not."""
 
@@ -59,8 +59,8 @@ class Mesh:
     @property
     def cp_group(self) -> dist.ProcessGroup:
         """The ranks that share this rank's batch."""
-        assert self.device_mesh is not None, "one process has no group"
-        return self.device_mesh.get_group("cp")
+        assert self.shared_group is not None, "a rank that shares with nobody has no group"
+        return self.shared_group
 
 
 ALONE = Mesh()
@@ -85,11 +85,6 @@ def make_mesh(config: ParallelConfig, device_type: str = "cpu") -> Mesh:
         )
     if world == 1:
         return Mesh(context_kind=config.context_kind, device_type=device_type)
-    device_mesh = init_device_mesh(
-        device_type,
-        (replicas, world // (context * replicas), context),
-        mesh_dim_names=("replicate", "shard", "cp"),
-    )
     rank = dist.get_rank()
     is_sharded = config.shard == "fsdp"
     return Mesh(
@@ -100,9 +95,14 @@ def make_mesh(config: ParallelConfig, device_type: str = "cpu") -> Mesh:
         context_kind=config.context_kind,
         gather_bf16=config.gather_bf16,
         device_type=device_type,
-        device_mesh=device_mesh,
+        shared_group=_shared_group(context) if context > 1 else None,
         weights_mesh=_weights_mesh(world, replicas, device_type) if is_sharded else None,
     )
+
+
+def _shared_group(degree: int) -> dist.ProcessGroup:
+    group: dist.ProcessGroup = dist.new_subgroups(degree)[0]  # type: ignore[no-untyped-call]
+    return group
 
 
 def _weights_mesh(world: int, replicas: int, device_type: str) -> DeviceMesh:
