@@ -45,11 +45,11 @@ class Ranks:
 
     def on_all(self, work: Callable[[], _T]) -> _T:
         """What this rank makes of its own `work`; what one rank raises, on all of them."""
-        made, own_error = _outcome(work)
-        for error in (own_error, *self.gather(own_error)):
+        outcome = _outcome(work)
+        for error in (outcome[1], *self.gather(outcome[1])):
             if error is not None:
                 raise error
-        result: _T = made
+        result: _T = outcome[0]
         return result
 
     def gather(self, value: _T) -> list[_T]:
@@ -69,7 +69,7 @@ class Ranks:
         return bool(votes)
 
 
-def _outcome(work: Callable[[], _T]) -> tuple[_T | None, Exception | None]:
+def _outcome(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
     """What the work makes, or raises: the other ranks wait for an answer."""
     try:
         return work(), None
