@@ -130,6 +130,10 @@ def test_a_model_file_that_carries_code_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="something else than named tensors"):
         UnshardedWeights(tmp_path / "model.pt")
+    old = {"a": torch.ones(2)}
+    torch.save(old, tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"model\.pt is of the form that torch wrote"):
+        UnshardedWeights(tmp_path / "model.pt")
 
 
 def test_damage_is_named(native: Path, tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
 from molmo_core.errors import TrainingError
-from molmo_training.runs import tensors
+from molmo_training.runs import run_state, tensors
 from molmo_training.runs.run_state import RunState
 from molmo_training.runs.stopping import Stopping
 from tests.support.ranks import run_ranks
@@ -35,12 +37,39 @@ def _in_two(folder: Path) -> None:
     assert go_on(folder / "two", 4, rank=rank, world_size=2).losses == CURVE[:4]
     run = go_on(folder / "one", N_STEPS, rank=rank, world_size=2)
     assert run.losses == CURVE
-    _check_that_all_hear_of_a_full_disk(run, RunState(folder / "one"))
+    run.advance(1)
+    state = RunState(folder / "one")
+    _check_that_all_hear_of_what_one_cannot_do(run, state)
+    _check_that_all_hear_of_a_full_disk(run, state)
     _check_that_all_end(rank)
 
 
+def _check_that_all_hear_of_what_one_cannot_do(run: ToyRun, state: RunState) -> None:
+    """Between what ranks do together, in the order of a save and a restoring."""
+    with _failing_on_second(run, run_state, "random_state"), pytest.raises(OSError, match="stale"):
+        run.save(state)
+    with _failing_on_second(run, run_state, "_files_of"):
+        run.save(state)
+        with pytest.raises(TrainingError, match=r"step 9 is not saved .*stale .*that of step 8"):
+            state.wait()
+    for home, name in ((run_state.folders, "read_json"), (tensors._Reader, "tensors")):
+        with _failing_on_second(run, home, name), pytest.raises(OSError, match="stale"):
+            state.restore(model=run.model, optimizers=run.optimizers)
+
+
+@contextmanager
+def _failing_on_second(run: ToyRun, home: object, name: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if run.rank == 1:
+            patch.setattr(home, name, _stale)
+        yield
+
+
+def _stale(*_: object) -> object:
+    raise OSError(errno.ESTALE, "stale file handle")
+
+
 def _check_that_all_hear_of_a_full_disk(run: ToyRun, state: RunState) -> None:
-    run.advance(1)
     room = tensors.Writer
     if run.rank == 1:
         tensors.Writer = _NoRoom

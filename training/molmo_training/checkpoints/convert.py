@@ -128,7 +128,7 @@ def to_adapter_folder(run: Path, out: Path, *, start: Path) -> Path:
     if opened.kind is not Kind.RUN or not (settings / ADAPTER_CONFIG).exists():
         raise CheckpointError(f"{run.name!r} is no run with adapters; what it holds is whole")
     config = read_adapter_config(settings)
-    weights, _ = run_weights(opened.folder)
+    weights = run_weights(opened.folder)
     state = {
         name: weights.read(name)
         for name in weights.shapes()

@@ -59,6 +59,12 @@ def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
         if not tensor.is_contiguous():
             raise CheckpointError(f"{name} of {path.name} does not lie in one piece")
         begin = tensor.untyped_storage()._checkpoint_offset
+        if begin is None:
+            raise CheckpointError(
+                f"{path.name} is of the form that torch wrote before 1.6, in which no tensor is "
+                "found without reading all; expected is the present one: torch.save what "
+                "torch.load(…, weights_only=True) gives"
+            )
         begin += tensor.storage_offset() * tensor.element_size()
         stored[name] = StoredTensor(path, begin, tuple(tensor.shape), tensor.dtype)
     return stored

@@ -2,6 +2,7 @@
 
 registry        `@dataset`, names, splits, what is missing
 tables, files   rows of rows; files of all kinds as rows
+lengths         what had to be counted, kept
 drawn, …        the sets themselves, by what they ask; importing one registers its names
 commands        `molmo data list`
 """

@@ -1,8 +1,10 @@
 """Files of datasets as tables: where they lie in the data folder, opened when they are asked.
 
 Every function says at once what is missing (`MissingFiles`) and reads nothing before a row or the
-length is asked. In the data folder: `torch_datasets` (pictures), `video_datasets`, and `hub`, with
-repositories of Hugging Face by name; those in its own cache are found too.
+length is asked. Parquet and Arrow files tell their length; other tables are read for it once, and
+again when their files have changed. In the data folder: `torch_datasets` (pictures),
+`video_datasets`, and `hub`, with repositories of Hugging Face by name; those in its own cache are
+found too.
 Knows: folders, Parquet, Arrow, JSON, CSV. Does not know: what is in a row.
 """
 
@@ -70,15 +72,21 @@ def hub_steps(repo: str) -> str:
 
 
 def hub_table(
-    root: Path, repo: str, split: str, *, config: str | None = None, read: Read | None = None
+    root: Path,
+    repo: str,
+    split: str,
+    *,
+    config: str | None = None,
+    read: Read | None = None,
+    beside: Sequence[Path] = (),
 ) -> LazyTable:
     """A split of a repository, its files CONFIG/SPLIT-*.parquet in any folder; `read` makes
-    another table of it."""
+    another table of it, whose length may follow from what is `beside`, too."""
     pattern = f"{split}-*.parquet" if config is None else f"{config}/{split}-*.parquet"
     files = sorted((root / "hub" / repo).rglob(pattern)) or _cached(repo, pattern)
     if not files:
         raise MissingFiles(f"{root / 'hub' / repo} has no {pattern}")
-    return LazyTable(partial(_parquet, files, read))
+    return LazyTable(partial(_parquet, files, read), counted=[*files, *beside] if read else ())
 
 
 def _cached(repo: str, pattern: str) -> list[Path]:
@@ -100,8 +108,10 @@ def _parquet(files: Sequence[Path], read: Read | None) -> RowTable:
 
 def saved_table(folder: Path, split: str, *, read: Read | None = None) -> LazyTable:
     """A split that `save_to_disk` of Hugging Face's datasets wrote."""
-    need(folder / split / STATE_FILE)
-    return LazyTable(partial(_arrow, folder / split, read))
+    place = folder / split
+    need(place / STATE_FILE)
+    counted = [place / STATE_FILE, *sorted(place.glob("*.arrow"))]
+    return LazyTable(partial(_arrow, place, read), counted=counted if read else ())
 
 
 def _arrow(folder: Path, read: Read | None) -> RowTable:
@@ -111,8 +121,7 @@ def _arrow(folder: Path, read: Read | None) -> RowTable:
 
 def json_table(path: Path, read: Callable[[Any], Sequence[Row]]) -> LazyTable:
     """Rows that a function makes of what a JSON file holds."""
-    need(path)
-    return LazyTable(partial(_json, path, read))
+    return LazyTable(partial(_json, path, read), counted=[need(path)])
 
 
 def _json(path: Path, read: Callable[[Any], Sequence[Row]]) -> ListedRows:
@@ -129,8 +138,7 @@ def read_json(path: Path) -> Any:
 
 def csv_table(path: Path, read: Callable[[Mapping[str, str]], Row]) -> LazyTable:
     """A row of each line of a CSV file with a header."""
-    need(path)
-    return LazyTable(partial(_csv, path, read))
+    return LazyTable(partial(_csv, path, read), counted=[need(path)])
 
 
 def _csv(path: Path, read: Callable[[Mapping[str, str]], Row]) -> ListedRows:

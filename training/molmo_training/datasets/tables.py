@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
+from molmo_core.errors import DataError
 from molmo_training.data.formatting.row import Row
 from molmo_training.data.rows import RowTable
+from molmo_training.datasets.lengths import keep_length, kept_length, key_of
 
 
 @dataclass(frozen=True)
@@ -30,27 +33,47 @@ class ListedRows:
 
 
 class LazyTable:
-    """Reads its table when it is first asked, in each process for itself; a length that is known
-    goes along to other processes, so that they read only tables of which they need rows."""
+    """Reads its table when a row is first asked, in each process for itself.
 
-    def __init__(self, read: Callable[[], RowTable]) -> None:
-        self.read = read
+    Of a table whose length only reading it tells, `counted` are the files that it follows from: it
+    is read for that once, and not again before one of them changes (`lengths`). A length that is
+    known goes along to other processes.
+    """
+
+    def __init__(self, read: Callable[[], RowTable], *, counted: Sequence[Path] = ()) -> None:
+        self.read, self.counted = read, counted
         self._n_rows: int | None = None
 
     @cached_property
     def _table(self) -> RowTable:
-        return self.read()
+        key = self._key()  # of the files before they are read
+        table = self.read()
+        if key is not None and self._n_rows != len(table):
+            keep_length(key, len(table))
+        return table
+
+    def _key(self) -> str | None:
+        return key_of(self.read, self.counted) if self.counted else None
 
     def __len__(self) -> int:
         if self._n_rows is None:
-            self._n_rows = len(self._table)
+            key = self._key()
+            kept = None if key is None else kept_length(key)
+            self._n_rows = len(self._table) if kept is None else kept
         return self._n_rows
 
     def row(self, index: int) -> Row:
+        """Raises DataError when the table is no longer what was counted."""
+        n_rows = len(self._table)
+        if self._n_rows not in (None, n_rows):
+            raise DataError(
+                f"a table has {n_rows} rows, {self._n_rows} were counted: its files have changed "
+                "since; begin anew"
+            )
         return self._table.row(index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"read": self.read, "_n_rows": self._n_rows}
+        return {"read": self.read, "counted": self.counted, "_n_rows": self._n_rows}
 
 
 @dataclass(frozen=True)
@@ -101,10 +124,10 @@ class JoinedRows:
     """Tables one after the other."""
 
     tables: Sequence[RowTable]
-    _ends: list[int] = field(init=False, default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._ends.extend(accumulate(len(table) for table in self.tables))
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(len(table) for table in self.tables))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

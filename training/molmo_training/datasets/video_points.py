@@ -23,7 +23,7 @@ from molmo_training.datasets.files import (
     videos_folder,
 )
 from molmo_training.datasets.registry import dataset
-from molmo_training.datasets.tables import JoinedRows, LazyTable
+from molmo_training.datasets.tables import JoinedRows
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,21 @@ _VIDEO_COPIES = (
 """Folders of the copies at two frames a second, and how a video's name ends there."""
 
 
+def _folders_here(folder: Path) -> list[tuple[Path, str]]:
+    """Folders of copies, and how a video's name ends there."""
+    return [
+        (place, ending)
+        for pattern, ending in _VIDEO_COPIES
+        for place in sorted(folder.glob(pattern))
+    ]
+
+
 def _videos_here(folder: Path) -> dict[str, Path]:
     """The copies by the id of their video."""
     return {
         path.stem.removesuffix(ending): path
-        for pattern, ending in _VIDEO_COPIES
-        for path in sorted(folder.glob(f"{pattern}/*.mp4"))
+        for place, ending in _folders_here(folder)
+        for path in sorted(place.glob("*.mp4"))
     }
 
 
@@ -132,13 +141,16 @@ def _register_points(fewest: int, most: int) -> None:
     )
     def _(root: Path, split: str) -> RowTable:
         folder = videos_folder(root)
-        if not any(folder.glob("*/*-2fps")):
+        copies = [place for place, _ in _folders_here(folder)]
+        if not copies:
             need(folder / "youtube-cc" / "youtube-cc-kw-2fps")
         read = partial(_clips, folder, fewest, most)
-        tables = [
-            hub_table(root, _POINT_REPO, split, config=kind, read=read) for kind in _POINT_KINDS
-        ]
-        return LazyTable(partial(JoinedRows, tables))
+        return JoinedRows(
+            [
+                hub_table(root, _POINT_REPO, split, config=kind, read=read, beside=copies)
+                for kind in _POINT_KINDS
+            ]
+        )
 
 
 for _fewest, _most in ((0, 5), (6, 25), (26, 60)):

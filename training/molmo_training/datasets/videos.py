@@ -58,7 +58,8 @@ def nextqa_mc(root: Path, split: str) -> RowTable:
     folder = videos_folder(root) / "NeXTQA"
     need(folder / "map_vid_vidorID.json")
     need(folder / "NExTVideo-all-videos")
-    return LazyTable(partial(_next_table, folder, need(folder / f"{split}.csv")))
+    file = need(folder / f"{split}.csv")
+    return LazyTable(partial(_next_table, folder, file), counted=[file])
 
 
 # --- Perception Test ------------------------------------------------------------------------------
@@ -157,11 +158,6 @@ def _llava_row(row: Row) -> Row:
     return {"video": row["video"], "style": style, "message_list": parts}
 
 
-def _llava_table(files: Sequence[Path], kind: str) -> RowTable:
-    tables = [json_table(file, partial(_llava_rows, file.parent, kind)) for file in files]
-    return MappedRows(JoinedRows(tables), _llava_row)
-
-
 def _register_llava(name: str, kind: str) -> None:
     repo = "lmms-lab/LLaVA-Video-178K"
 
@@ -181,7 +177,8 @@ def _register_llava(name: str, kind: str) -> None:
         files = [file for file in found if any(part in file.parent.name for part in _ACADEMIC)]
         if not files:
             need(folder / f"0_30_s_academic_v0_1/0_30_s_academic_{kind}_v0_1_qa_processed.json")
-        return LazyTable(partial(_llava_table, files, kind))
+        tables = [json_table(file, partial(_llava_rows, file.parent, kind)) for file in files]
+        return MappedRows(JoinedRows(tables), _llava_row)
 
 
 _register_llava("llava_video_mc_academic", "mc")

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from molmo_core.errors import MolmoError, TrainingError
-from molmo_training.runs.tensors import reason_of
+from molmo_training.checkpoints.wording import first_line
 
 _PATIENCE = timedelta(hours=2)
 """Ranks wait for each other's writes, and for what rank 0 does with a new state."""
@@ -34,18 +35,20 @@ class Ranks:
 
     def on_first(self, work: Callable[[], _T]) -> _T:
         """What rank 0 makes of `work`, on all ranks; what it raises, too."""
-        outcome: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                outcome[0] = work()
-            except (OSError, MolmoError) as error:
-                outcome[1] = error
-            except Exception as error:  # noqa: BLE001 - the other ranks wait for an answer
-                outcome[1] = TrainingError(reason_of(error))
+        outcome: list[Any] = list(_outcome(work)) if self.rank == 0 else [None, None]
         if self.group is not None:
             dist.broadcast_object_list(outcome, src=0, group=self.group)
         if outcome[1] is not None:
             raise outcome[1]
+        result: _T = outcome[0]
+        return result
+
+    def on_all(self, work: Callable[[], _T]) -> _T:
+        """What this rank makes of its own `work`; what one rank raises, on all of them."""
+        outcome = _outcome(work)
+        for error in (outcome[1], *self.gather(outcome[1])):
+            if error is not None:
+                raise error
         result: _T = outcome[0]
         return result
 
@@ -64,3 +67,24 @@ class Ranks:
         votes = torch.tensor(int(is_wanted))
         dist.all_reduce(votes, dist.ReduceOp.MAX, group=self.group)
         return bool(votes)
+
+
+def _outcome(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """What the work makes, or raises: the other ranks wait for an answer."""
+    try:
+        return work(), None
+    except (OSError, MolmoError) as error:
+        return None, error
+    except Exception as error:  # noqa: BLE001 - a rank that waits would wait for ever
+        told = TrainingError(reason_of(error))
+        told.__cause__ = error  # where it happened is told on this rank
+        return None, told
+
+
+def reason_of(error: BaseException) -> str:
+    """What went wrong, in a line; of what torch raises for all ranks, on the first that failed."""
+    if isinstance(error, CheckpointException) and error.failures:
+        rank, (failure, _) = min(error.failures.items(), key=lambda item: item[0])
+        return f"rank {rank}: {reason_of(failure)}"
+    name, line = type(error).__name__, first_line(error)
+    return line if line == name else f"{name}: {line}"

@@ -27,12 +27,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.optim import Optimizer
 
-from molmo_core.errors import TrainingError
+from molmo_core.errors import MolmoError, TrainingError
 from molmo_training.checkpoints.origin import ORIGIN, Origin
 from molmo_training.data.stream import merge_states
 from molmo_training.runs import step_folder as folders
 from molmo_training.runs.random_states import random_state, restore_random_state, seed_new_rank
-from molmo_training.runs.ranks import Ranks
+from molmo_training.runs.ranks import Ranks, reason_of
 from molmo_training.runs.saved import (
     CONFIG,
     DATA,
@@ -50,7 +50,6 @@ from molmo_training.runs.tensors import (
     model_tensors,
     optimizer_document,
     optimizer_tensors,
-    reason_of,
     restore_tensors,
     save_tensors,
     state_bytes,
@@ -155,25 +154,29 @@ class RunState:
             return
         self._ranks.on_first(lambda: check_is_new(self.folder, step))
         both = joined(model, beside)
-        weights = model_tensors(both, with_frozen=self._origin is None)
-        tensors = weights | optimizer_tensors(both, optimizers)
-        if self.is_async:
-            tensors = cast(dict[str, Tensor], self._stager.stage(tensors))
-        staged = _Staged(
-            step=step,
-            tensors=tensors,
-            shared={
-                CONFIG: _json_copy(config),
-                PROGRESS: _json_copy(progress),
-                OPTIMIZERS: _json_copy(optimizer_document(both, optimizers)),
-                **({} if self._origin is None else {ORIGIN: self._origin.document()}),
-            },
-            data=_json_copy(data),
-            random=random_state(),
+        staged = self._ranks.on_all(
+            lambda: _Staged(
+                step=step,
+                tensors=self._tensors(both, optimizers),
+                shared={
+                    CONFIG: _json_copy(config),
+                    PROGRESS: _json_copy(progress),
+                    OPTIMIZERS: _json_copy(optimizer_document(both, optimizers)),
+                    **({} if self._origin is None else {ORIGIN: self._origin.document()}),
+                },
+                data=_json_copy(data),
+                random=random_state(),
+            )
         )
         self._writing = self._writer.submit(self._write, staged)
         if not self.is_async:
             self.wait()
+
+    def _tensors(self, both: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+        """Weights and optimizer states: copies where they are written behind the training."""
+        weights = model_tensors(both, with_frozen=self._origin is None)
+        tensors = weights | optimizer_tensors(both, optimizers)
+        return cast(dict[str, Tensor], self._stager.stage(tensors)) if self.is_async else tensors
 
     def wait(self) -> None:
         """Until the last save is on disk. Raises TrainingError when it failed, on every rank."""
@@ -218,15 +221,18 @@ class RunState:
         saved = self.saved(step)
         if saved is None:
             return None
+        folder = saved.folder
+        document, ranks = self._ranks.on_all(
+            lambda: [folders.read_json(folder, name) for name in (OPTIMIZERS, RANDOM)]
+        )
         restore_tensors(
-            saved.folder / folders.TENSORS,
+            folder / folders.TENSORS,
             joined(model, beside),
             optimizers,
-            folders.read_json(saved.folder, OPTIMIZERS),
-            self._ranks.group,
+            document,
+            self._ranks,
             with_frozen=saved.origin is None,
         )
-        ranks = folders.read_json(saved.folder, RANDOM)
         if self._ranks.rank < len(ranks):
             restore_random_state(ranks[self._ranks.rank])
         else:
@@ -239,18 +245,18 @@ class RunState:
         partial = folders.partial_folder(self.folder, staged.step)
         try:
             self._ranks.on_first(lambda: folders.start_partial(self.folder, staged.step))
-            save_tensors(partial / folders.TENSORS, staged.tensors, self._ranks.group)
-            files = _files_of(partial, self._ranks.rank)
+            save_tensors(partial / folders.TENSORS, staged.tensors, self._ranks)
+            files = self._ranks.on_all(lambda: _files_of(partial, self._ranks.rank))
             parts = self._ranks.gather((files, staged.data, staged.random))
             folder = self._ranks.on_first(lambda: self._complete(staged, parts))
-        except (OSError, CheckpointException, TrainingError) as error:
+        except (OSError, CheckpointException, MolmoError) as error:
             if self._ranks.rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise TrainingError(self._not_saved(staged.step, error)) from error
         self._at = staged.step  # whatever follows: the state is whole
         try:
             self._ranks.on_first(lambda: self._follow(folder))
-        except (OSError, TrainingError) as error:
+        except (OSError, MolmoError) as error:
             raise TrainingError(
                 f"{folder.name} is saved; what was to follow on it failed ({reason_of(error)})"
             ) from error

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
@@ -35,7 +34,8 @@ from torch.optim import Optimizer
 from molmo_core.errors import CheckpointError, TrainingError
 from molmo_training.checkpoints.native_weights import CONTENTS_FILE, is_of_table
 from molmo_training.checkpoints.weight_views import shape_differences
-from molmo_training.checkpoints.wording import first_line, first_of
+from molmo_training.checkpoints.wording import first_of
+from molmo_training.runs.ranks import Ranks, reason_of
 
 MODEL, BESIDE, OPTIMIZER = "model", "beside", "optim"
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -95,13 +95,13 @@ def state_bytes(
     return n_bytes + sum(2 * one.parameter.nbytes for one in _trained(both, optimizers))
 
 
-def save_tensors(folder: Path, tensors: Mapping[str, Tensor], group: ProcessGroup | None) -> None:
+def save_tensors(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
     """Write the tensors, each rank its shards; what all ranks hold is written once.
 
     Raises CheckpointException, on all ranks, with the errors of those that failed.
     """
     _expect_one_process()
-    writer = Writer(folder)
+    writer, group = Writer(folder), ranks.group
     save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
@@ -110,33 +110,27 @@ def restore_tensors(
     both: nn.Module,
     optimizers: Sequence[Optimizer],
     document: Mapping[str, Any],
-    group: ProcessGroup | None,
+    ranks: Ranks,
     *,
     with_frozen: bool = True,
 ) -> None:
     """Read `folder` into modules and optimizers, each rank its own shards.
 
-    Without optimizers weights alone are read. Raises CheckpointError when names or shapes differ,
-    or files cannot be read.
+    Without optimizers weights alone are read. Raises CheckpointError, on all ranks, when names or
+    shapes differ, or files cannot be read.
     """
-    reader = _Reader(folder)
-    stored = reader.tensors()
+    reader, group = _Reader(folder), ranks.group
     modules = model_tensors(both, with_frozen=with_frozen)
-    _check_weights(stored, modules)
-    if optimizers:
-        _check_groups(document["groups"], optimizer_document(both, optimizers)["groups"])
     trained = _trained(both, optimizers)
-    kept: dict[str, dict[str, TensorStorageMetadata]] = {}
-    for full, entry in stored.items():
-        owner, _, key = full.rpartition(".")
-        kept.setdefault(owner, {})[key] = entry
-    states = {
-        one.name: {
-            key: _room_for(entry, one)
-            for key, entry in kept.get(f"{OPTIMIZER}.{one.name}", {}).items()
-        }
-        for one in trained
-    }
+
+    def checked() -> dict[str, dict[str, Tensor]]:
+        stored = reader.tensors()
+        _check_weights(stored, modules)
+        if optimizers:
+            _check_groups(document["groups"], optimizer_document(both, optimizers)["groups"])
+        return _rooms(stored, trained)
+
+    states = ranks.on_all(checked)
     wanted = modules | {
         f"{OPTIMIZER}.{name}.{key}": tensor
         for name, state in states.items()
@@ -157,15 +151,6 @@ def restore_tensors(
         one.optimizer.state.pop(one.parameter, None)
         if state := states[one.name] | document["numbers"].get(one.name, {}):
             one.optimizer.state[one.parameter] = state
-
-
-def reason_of(error: BaseException) -> str:
-    """What went wrong, in a line; of what torch raises for all ranks, on the first that failed."""
-    if isinstance(error, CheckpointException) and error.failures:
-        rank, (failure, _) = min(error.failures.items(), key=lambda item: item[0])
-        return f"rank {rank}: {reason_of(failure)}"
-    name, line = type(error).__name__, first_line(error)
-    return line if line == name else f"{name}: {line}"
 
 
 def _expect_one_process() -> None:
@@ -249,6 +234,23 @@ def _check_groups(saved: Sequence[Any], given: Sequence[Any]) -> None:
 
 def _lengths(optimizers: Sequence[Sequence[Sequence[str]]]) -> list[list[int]]:
     return [[len(names) for names in groups] for groups in optimizers]
+
+
+def _rooms(
+    stored: Mapping[str, TensorStorageMetadata], trained: Sequence[_Trained]
+) -> dict[str, dict[str, Tensor]]:
+    """Empty tensors for all that optimizers kept, by parameter and name."""
+    kept: dict[str, dict[str, TensorStorageMetadata]] = {}
+    for full, entry in stored.items():
+        owner, _, key = full.rpartition(".")
+        kept.setdefault(owner, {})[key] = entry
+    return {
+        one.name: {
+            key: _room_for(entry, one)
+            for key, entry in kept.get(f"{OPTIMIZER}.{one.name}", {}).items()
+        }
+        for one in trained
+    }
 
 
 def _room_for(entry: TensorStorageMetadata, trained: _Trained) -> Tensor:
