@@ -1,6 +1,7 @@
 """Settings that contradict each other, or that are no addresses.
 
-Knows: what goes together. Does not know: defaults and single ranges (`settings`).
+Knows: what goes together, what names and addresses look like. Does not know: defaults and single
+ranges (`settings`).
 """
 
 from __future__ import annotations

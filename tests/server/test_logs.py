@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 
-from molmo_server.telemetry.logs import WrittenBehind
+import orjson
+import structlog
+
+from molmo_server.telemetry.logs import WrittenBehind, line_format
 
 
 class Slow(logging.Handler):
@@ -52,3 +55,10 @@ def test_the_end_waits_for_the_last_lines_not_for_ever() -> None:
     slow.may.set()
     handler.flush()
     assert slow.lines == ["never read"]
+
+
+def test_a_line_tells_when_it_was_said_not_when_it_was_written() -> None:
+    record = logging.makeLogRecord({"msg": "hello", "created": 1_800_000_000.25, "status": 200})
+    line = orjson.loads(line_format(structlog.processors.JSONRenderer()).format(record))
+    assert (line["event"], line["status"]) == ("hello", 200)
+    assert line["timestamp"] == "2027-01-15T08:00:00.250000Z"

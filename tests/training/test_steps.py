@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from molmo_core.errors import TrainingError
 from molmo_core.prompts import Turn
 from molmo_training import ranks
-from molmo_training.compute import ComputeConfig
+from molmo_training.compute import ComputeConfig, keep_few_kernels
 from molmo_training.data.example import Branch, Example, Tokenized
 from molmo_training.data.loader import collate
 from molmo_training.data.packing import pack_rows
@@ -171,3 +172,14 @@ def test_a_step_with_nothing_to_learn_is_refused(tokenizing: Tokenizing) -> None
     row = rows_of(tokenizing)[0]
     with pytest.raises(TrainingError, match="step 1 has no token to learn"):
         trainer_of().advance([collate([replace(row, weights=row.weights * 0)])])
+
+
+def test_few_kernels_are_kept_unless_the_environment_says_how_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LRU_CACHE_CAPACITY", "7")
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "")
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    keep_few_kernels()
+    assert os.environ["LRU_CACHE_CAPACITY"] == "7"
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "32"

@@ -41,11 +41,7 @@ class EventSplitter:
             if data.strip() == b"[DONE]":
                 self._end = "done"
                 return
-            try:
-                content = orjson.loads(data)
-            except orjson.JSONDecodeError:
-                content = {"error": "no JSON"}
-            if "error" in content:
+            if (content := _content(data)) is None:
                 self._end = "failed"
                 return
             yield one + END, content
@@ -55,3 +51,12 @@ class EventSplitter:
         if self._end != "done":
             how = "failed" if self._end == "failed" else "ended"
             raise EngineFailed(f"the engine {how} in the middle of the answer; send it again")
+
+
+def _content(data: bytes) -> dict[str, Any] | None:
+    """What an event holds; None of one that tells of a failure, or is no JSON object."""
+    try:
+        content = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return content if isinstance(content, dict) and "error" not in content else None

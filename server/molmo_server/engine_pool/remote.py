@@ -295,9 +295,9 @@ class RemoteEngine:
             while not await self._becomes_ready():
                 await asyncio.sleep(self._timing.health_interval_s)
             self.set_state(EngineState.STARTING, await self._watch())
-            await self._break_off()
+            self._break_off()
 
-    async def _break_off(self) -> None:
+    def _break_off(self) -> None:
         """End the requests in flight: another engine may answer those without a byte so far."""
         client, self._client = self._client, self._new_client()
         if client is not None:

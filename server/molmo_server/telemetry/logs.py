@@ -10,6 +10,7 @@ import logging
 import queue
 import sys
 import time
+from datetime import UTC, datetime
 from logging.handlers import QueueHandler, QueueListener
 
 import structlog
@@ -24,24 +25,34 @@ def configure_logging(level: str) -> None:
     renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
     if sys.stderr.isatty():
         renderer = structlog.dev.ConsoleRenderer(pad_event_to=0)
-    formatter = structlog.stdlib.ProcessorFormatter(
+    writing = logging.StreamHandler()
+    writing.setFormatter(line_format(renderer))
+    handler = WrittenBehind(writing)
+    for name in ("molmo_server", "uvicorn", "opentelemetry"):
+        named = logging.getLogger(name)
+        named.handlers, named.propagate = [handler], False
+        named.setLevel(level.upper() if name == "molmo_server" else logging.WARNING)
+
+
+def line_format(renderer: structlog.typing.Processor) -> logging.Formatter:
+    return structlog.stdlib.ProcessorFormatter(
         processors=[
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_time,
             structlog.stdlib.ExtraAdder(),
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
             renderer,
         ],
     )
-    writing = logging.StreamHandler()
-    writing.setFormatter(formatter)
-    handler = WrittenBehind(writing)
-    for name in ("molmo_server", "uvicorn", "opentelemetry"):
-        named = logging.getLogger(name)
-        named.handlers, named.propagate = [handler], False
-        named.setLevel(level.upper() if name == "molmo_server" else logging.WARNING)
+
+
+def _add_time(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """When it was said, however late it is written."""
+    said = datetime.fromtimestamp(event["_record"].created, UTC)
+    event["timestamp"] = f"{said:%Y-%m-%dT%H:%M:%S.%fZ}"
+    return event
 
 
 class WrittenBehind(QueueHandler):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from molmo_training.commands import RECIPES, configured
+from molmo_training.data.formatting.formatter import UNCHANGED, LossWeight
 from molmo_training.data.mixture import Group, Part, effective_shares
+from molmo_training.recipes import mixtures
 from molmo_training.recipes.long_context import long_context
 from molmo_training.recipes.pretrain import pretrain
 from molmo_training.recipes.sft import sft
@@ -106,3 +108,12 @@ def test_every_recipe_is_complete(name: str, tmp_path) -> None:
     config = configured(name, init=tmp_path, data=own)
     assert config.recipe == name
     assert config.document()["model"]["start"] == str(tmp_path)
+
+
+def test_a_group_that_is_only_cut_finer_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    finer = {"fine": {"rate": 1.0, "datasets": ["a"], "p_high_res": 0.3}}
+    plain = {"light": {"rate": 1.0, "datasets": ["b"], "loss": 0.2}}
+    monkeypatch.setattr(mixtures.tomllib, "loads", lambda _: {"one": {**finer, **plain}})
+    _, (fine, light) = mixtures.mixture("one")
+    assert (fine.p_high_res, fine.loss) == (0.3, UNCHANGED)
+    assert light.loss == LossWeight(factor=0.2, root_subsegments=False, root_length=False)

@@ -21,7 +21,7 @@ from molmo_training import ranks
 from molmo_training.checkpoints.adapters import write_adapter_config
 from molmo_training.checkpoints.opened import RUN_SETTINGS
 from molmo_training.checkpoints.origin import Origin
-from molmo_training.compute import device_of
+from molmo_training.compute import device_of, keep_few_kernels
 from molmo_training.dropout import Positions, set_dropout
 from molmo_training.forward import Forward
 from molmo_training.freezing import store_frozen
@@ -47,6 +47,8 @@ def train(plan: Plan, folder: Path) -> Trainer:
     if config.compute.n_threads is not None:
         torch.set_num_threads(config.compute.n_threads)
     device_type = device_of(config.compute).type
+    if device_type == "cpu":
+        keep_few_kernels()
     with ExitStack() as stack:
         local_rank = stack.enter_context(ranks.process_group(device_type))
         mesh = make_mesh(config.parallel, device_type)

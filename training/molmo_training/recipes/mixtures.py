@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
-from molmo_training.data.formatting import LossWeight
+from molmo_training.data.formatting.formatter import UNCHANGED, LossWeight
 from molmo_training.data.mixture import Group, Part
 from molmo_training.train_config import DatasetSettings
 
@@ -52,7 +52,8 @@ def _settings(
     p_high_res = float(table.get("p_high_res", p_high_res))
     names = tuple(part.dataset for part in _parts(table))
     if names and (loss != 1.0 or p_high_res):
-        weight = LossWeight(factor=loss, root_subsegments=False, root_length=False)
+        plain = LossWeight(factor=loss, root_subsegments=False, root_length=False)
+        weight = UNCHANGED if loss == 1.0 else plain
         yield DatasetSettings(datasets=names, loss=weight, p_high_res=p_high_res)
     for _, inner in _inner(table):
         yield from _settings(inner, loss, p_high_res)

@@ -8,7 +8,6 @@ and the weights of branches.
 
 from __future__ import annotations
 
-from molmo_training.compute import ComputeConfig
 from molmo_training.data.formatting import PRETRAIN
 from molmo_training.data.packing import Budgets
 from molmo_training.data.sampling import PRETRAIN_MEDIA
@@ -16,7 +15,7 @@ from molmo_training.data.tree import Weighting
 from molmo_training.freezing import TrainedParts
 from molmo_training.optim import GroupConfig, OptimConfig
 from molmo_training.parallel.mesh import ParallelConfig
-from molmo_training.recipes.debug import DEBUG_OPTIM, debug_data
+from molmo_training.recipes.debug import debug_stage
 from molmo_training.recipes.mixtures import mixture
 from molmo_training.train_config import (
     DataConfig,
@@ -62,24 +61,11 @@ def pretrain() -> TrainConfig:
 
 def pretrain_debug() -> TrainConfig:
     """A small model from nothing on drawn scenes, on a CPU."""
-    return TrainConfig(
-        recipe="pretrain-debug",
-        n_steps=200,
-        model=ModelConfig(
-            response_dropout=0.1,
-            object_lessons=True,
-            # The stages leave embeddings as they were pretrained; here nothing was.
-            trained=TrainedParts(ft_embedding="all"),
-        ),
-        data=debug_data(
-            "pretrain-debug",
-            format=PRETRAIN,
-            weighting=Weighting(root_subsegments=True),
-            seed=95_818,
-        ),
-        optim=DEBUG_OPTIM,
-        compute=ComputeConfig(device="cpu", activation_checkpointing=False),
-        log_every=5,
-        save_every=50,
-        validate_every=50,
+    model = ModelConfig(
+        response_dropout=0.1,
+        object_lessons=True,
+        # The stages leave embeddings as they were pretrained; here nothing was.
+        trained=TrainedParts(ft_embedding="all"),
     )
+    weighting = Weighting(root_subsegments=True)
+    return debug_stage("pretrain-debug", model, format=PRETRAIN, weighting=weighting, seed=95_818)

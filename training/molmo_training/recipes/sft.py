@@ -8,14 +8,13 @@ learning rate would hardly fall.
 
 from __future__ import annotations
 
-from molmo_training.compute import ComputeConfig
 from molmo_training.data.formatting import SFT
 from molmo_training.data.packing import Budgets
 from molmo_training.data.sampling import SFT_MEDIA
 from molmo_training.data.tree import Weighting
 from molmo_training.optim import GroupConfig, OptimConfig
 from molmo_training.parallel.mesh import ParallelConfig
-from molmo_training.recipes.debug import DEBUG_OPTIM, debug_data
+from molmo_training.recipes.debug import debug_stage
 from molmo_training.recipes.mixtures import mixture
 from molmo_training.train_config import DataConfig, ModelConfig, SavingConfig, TrainConfig
 
@@ -53,14 +52,5 @@ def sft() -> TrainConfig:
 
 def sft_debug() -> TrainConfig:
     """The checkpoint of a debug stage, or another small one, on drawn scenes and clips."""
-    return TrainConfig(
-        recipe="sft-debug",
-        n_steps=200,
-        model=ModelConfig(residual_dropout=0.1),
-        data=debug_data("sft-debug", format=SFT, weighting=ROOTS),
-        optim=DEBUG_OPTIM,
-        compute=ComputeConfig(device="cpu", activation_checkpointing=False),
-        log_every=5,
-        save_every=50,
-        validate_every=50,
-    )
+    model = ModelConfig(residual_dropout=0.1)
+    return debug_stage("sft-debug", model, format=SFT, weighting=ROOTS)
