@@ -72,7 +72,7 @@ def documents(root: Path) -> None:
 def charts(root: Path) -> None:
     image = {"bytes": layouts.picture_bytes(), "path": None}
     asked = {"image": image, "query": "How much?", "label": ["14"], "human_or_machine": 0}
-    layouts.hub(root, "HuggingFaceM4/ChartQA", [asked])
+    layouts.hub(root, "HuggingFaceM4/ChartQA", [asked, {**asked, "human_or_machine": 1}])
 
 
 def science(root: Path) -> None:
@@ -305,7 +305,11 @@ CASES = [
     ),
     Case(name="doc_qa", write=documents, branches=[["doc_qa: Who?", "Ann"]], n_images=1),
     Case(
-        name="chart_qa_weighted", write=charts, branches=[["chart_qa: How much?", "14"]], n_images=1
+        name="chart_qa_weighted",
+        write=charts,
+        branches=[["chart_qa: How much?", "14"]],
+        n_rows=2,
+        n_images=1,
     ),
     Case(
         name="science_qa_img",
@@ -427,11 +431,11 @@ def test_labels_go_together_up_to_a_number_of_points(
 
 def test_charts_by_people_and_by_machine_weigh_the_same_in_all(tmp_path: Path) -> None:
     charts(tmp_path)
-    weighted = open_dataset("chart_qa_weighted", tmp_path).row(0)
-    assert weighted["weight"] == pytest.approx(2 * 20901 / 28299)
+    weighted = open_dataset("chart_qa_weighted", tmp_path)
+    by_people, by_machine = (weighted.row(index)["weight"] for index in range(2))
+    assert by_people == pytest.approx(2 * 20901 / 28299)
+    assert 7398 * by_people == pytest.approx(20901 * by_machine)
     assert "weight" not in open_dataset("chart_qa", tmp_path).row(0)
-    total = 7398 * 2 * 20901 / 28299
-    assert total == pytest.approx(20901 * 2 * 7398 / 28299)
 
 
 def test_conversations_about_clips_are_drawn_sometimes(tmp_path: Path) -> None:
@@ -444,17 +448,17 @@ def test_conversations_about_clips_are_drawn_sometimes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "answer", "expected"),
+    ("text", "answer", "question", "answer_idx"),
     [
-        ("<image>\nWho?\n(A) he\n(B) she\nAnswer with the letter.", "(B) she", 1),
-        ("Who?\nA. he\nB. she", "A", 0),
-        ("Two\nlines?\nA) he\nB) she", "B. she", 1),
+        ("<image>\nWho?\n(A) he\n(B) she\nAnswer with the letter.", "(B) she", "Who?", 1),
+        ("Who?\nA. he\nB. she", "A", "Who?", 0),
+        ("Two\nlines?\nA) he\nB) she", "B. she", "Two\nlines?", 1),
     ],
 )
-def test_lettered_lines_are_options(question: str, answer: str, expected: int) -> None:
-    choice = parse_choice(question, answer)
-    assert (choice["options"], choice["answer_idx"]) == (["he", "she"], expected)
-    assert choice["question"] in ("Who?", "Two\nlines?")
+def test_lettered_lines_are_options(text: str, answer: str, question: str, answer_idx: int) -> None:
+    choice = parse_choice(text, answer)
+    assert choice["options"] == ["he", "she"]
+    assert (choice["question"], choice["answer_idx"]) == (question, answer_idx)
 
 
 @pytest.mark.parametrize("answer", ["C.", "she", ""])

@@ -66,9 +66,7 @@ def test_opening_reads_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("io.open", watched)
     monkeypatch.setattr("builtins.open", watched)
-    import pyarrow.parquet
-
-    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", lambda path: watched(path))
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", watched)
     tables = {name: open_dataset(name, tmp_path) for name in LAYOUT}
     assert [path for path in opened if str(tmp_path) in path] == []
     # A table is read when its length is asked, and then only it.
