@@ -116,13 +116,9 @@ class DataConfig:
     held_out: tuple[HeldOutConfig, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.packs_per_batch, self.packs_per_step) < 1 or (
-            self.packs_per_step % self.packs_per_batch
-        ):
-            raise TrainingError(
-                f"data.packs_per_step is {self.packs_per_step}; it has to be a multiple of "
-                f"data.packs_per_batch, {self.packs_per_batch}"
-            )
+        for name in ("packs_per_step", "packs_per_batch"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"data.{name} is {getattr(self, name)}; allowed is 1 and more")
 
 
 @dataclass(frozen=True, kw_only=True)

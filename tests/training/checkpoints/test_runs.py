@@ -14,7 +14,7 @@ from molmo_core.checkpoints import FolderStore
 from molmo_core.errors import CheckpointError
 from molmo_hf.modeling_molmo2 import Molmo2ForConditionalGeneration
 from molmo_training.checkpoints.opened import Kind, open_checkpoint
-from molmo_training.checkpoints.publish import Publishing
+from molmo_training.checkpoints.publish import publish
 from molmo_training.recipes.tiny import build_model
 from molmo_training.runs.log import append_figures
 from molmo_training.runs.run_state import RunState
@@ -102,23 +102,11 @@ def test_a_card_is_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_step_is_published(run: Path, tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    manifest = Publishing(store=str(store), name="mine").publish(run / "step3")
-    assert manifest is not None
+    store = FolderStore(tmp_path / "store")
+    manifest = publish(run / "step3", store, name="mine")
     assert (manifest.step, manifest.source) == (3, run.name)
-    assert FolderStore(store).current() == manifest.id
-    assert FolderStore(store).verify(manifest.id) == manifest
-
-
-def test_a_store_that_is_away_ends_nothing(
-    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = tmp_path / "store"
-    store.mkdir()
-    (store / "staging").write_text("in the way")
-    assert Publishing(store=str(store), name="mine").publish(run / "step3") is None
-    assert "step is not published" in caplog.text
-    assert FolderStore(store).current() is None
+    assert store.current() == manifest.id
+    assert store.verify(manifest.id) == manifest
 
 
 _CARD = """\

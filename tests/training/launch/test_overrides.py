@@ -90,7 +90,7 @@ def test_what_was_absent_begins_with_its_defaults(config: TrainConfig) -> None:
         ("n_steps.x=3", "there is nothing in 30000 to be set by a name"),
         ("n_steps=0", "n_steps=0: n_steps is 0; at least 1 step is trained"),
         ("model.residual_dropout=1", "allowed is 0 to below 1"),
-        ("data.packs_per_batch=3", "it has to be a multiple of data.packs_per_batch, 3"),
+        ("data.packs_per_batch=0", "data.packs_per_batch is 0; allowed is 1 and more"),
         ("data.mixture.parts.nlq.rate=1", "there is no nlq; there are nlp"),
         ("data.mixture.parts.nlp=1", "set a field of it"),
         ("data.format.system_prompt=demo_or_style", "use 'demo_or_style_v2'"),

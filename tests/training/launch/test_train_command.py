@@ -344,13 +344,26 @@ def test_print_config_is_json_of_every_setting(capsys: pytest.CaptureFixture[str
         ),
         (
             ["pretrain-debug", "--set", "data.budgets.n_crops=1"],
-            "data.budgets.n_crops is 1; one image takes up to 2 crops",
+            "data.budgets.n_crops is 1; one image may take 2",
         ),
         (
             ["pretrain-debug", "--set", "parallel.context_degree=2"],
             "1 processes cannot be divided: context_degree is 2",
         ),
         (["pretrain-debug", "--set", "data.packs_per_step=0"], "data.packs_per_step is 0"),
+        (
+            ["pretrain-debug", "--set", "data.packs_per_step=5"],
+            "data.packs_per_step is 5; a rank that reads data.packs_per_batch=2 at a time: give a "
+            "multiple of 2",
+        ),
+        (
+            [
+                "pretrain-debug",
+                *("--set", "data.media.max_images=20"),
+                *("--set", "data.media.max_multi_image_crops=3"),
+            ],
+            "data.budgets.n_crops is 24; 20 images may take 80",
+        ),
         (["pretrain", "--init", TINY], "pixmo_cap_with_transcripts"),
     ],
 )
@@ -372,10 +385,24 @@ def test_wrong_settings_are_said_before_weights_are_loaded(
 def test_whatever_a_publication_fails_of_the_training_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise RuntimeError("no memory is left")
 
-    monkeypatch.setattr("molmo_training.launch.following.Publishing.publish", fails)
+    monkeypatch.setattr("molmo_training.launch.following.publish", fails)
     with Following(SavingConfig(publish_to=str(tmp_path / "store")), tmp_path) as following:
         following.saved(tmp_path / "step4")
     assert "step4 is not published" in caplog.text
+    assert "no memory is left" in caplog.text
+
+
+def test_a_store_that_is_away_ends_nothing(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "staging").write_text("in the way")
+    with Following(SavingConfig(publish_to=str(store)), tmp_path) as following:
+        following.saved(run / "step4")
+    assert "step4 is not published" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert FolderStore(store).current() is None

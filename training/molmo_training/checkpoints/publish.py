@@ -12,7 +12,6 @@ import logging
 import math
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from PIL import Image
 
 from molmo_core import __version__
-from molmo_core.checkpoints import Manifest, Probe, Store, open_store
+from molmo_core.checkpoints import Manifest, Probe, Store
 from molmo_core.errors import CheckpointError
 from molmo_core.prompts import Turn, render_chat, verb_prompt
 from molmo_core.scenes import draw_scene, sample_scene
@@ -40,37 +39,6 @@ logger = logging.getLogger(__name__)
 
 _PROBE_TOKENS = 8
 _PROBE_SEED = 7
-
-
-@dataclass(frozen=True, kw_only=True)
-class Publishing:
-    """Where and how a run publishes what it saves."""
-
-    store: str
-    """A folder, or the URL of an object store."""
-    name: str
-    keep: int = 3
-    """Checkpoints that stay, beside those that somebody serves."""
-    dtype: torch.dtype = torch.bfloat16
-    compute_dtype: torch.dtype | None = None
-
-    def publish(self, run: Path) -> Manifest | None:
-        """Publish the saved state of a run: its folder, or that of a step.
-
-        None, with the reason in the log, when that fails: a store that is away ends no training.
-        """
-        try:
-            return publish(
-                run,
-                open_store(self.store, cache=store_cache()),
-                name=self.name,
-                keep=self.keep,
-                dtype=self.dtype,
-                compute_dtype=self.compute_dtype,
-            )
-        except (CheckpointError, OSError) as error:
-            logger.error("step is not published: %s", error)
-            return None
 
 
 def store_cache() -> Path:

@@ -10,7 +10,11 @@ import subprocess
 from pathlib import Path
 from types import TracebackType
 
-from molmo_training.checkpoints.publish import Publishing
+import torch
+
+from molmo_core.checkpoints import open_store
+from molmo_core.errors import CheckpointError
+from molmo_training.checkpoints.publish import publish, store_cache
 from molmo_training.train_config import SavingConfig
 
 logger = logging.getLogger(__name__)
@@ -42,15 +46,21 @@ class Following:
         config = self._config
         if config.publish_to is None:
             return
-        publishing = Publishing(
-            store=config.publish_to, name=config.publish_name, keep=config.publish_keep
-        )
         try:
-            manifest = publishing.publish(state)
+            manifest = publish(
+                state,
+                open_store(config.publish_to, cache=store_cache()),
+                name=config.publish_name,
+                keep=config.publish_keep,
+                dtype=torch.bfloat16,
+            )
+        except (CheckpointError, OSError) as error:  # a store that is away
+            logger.error("%s is not published: %s", state.name, error)
+            return
         except Exception:  # the training does not depend on it
             logger.exception("%s is not published", state.name)
             return
-        if manifest is not None and config.evaluation:
+        if config.evaluation:
             self._evaluate(manifest.id, manifest.step)
 
     def _evaluate(self, checkpoint: str, step: int | None) -> None:

@@ -56,6 +56,7 @@ class Plan:
         self.start = open_start(config)
         mixture, tables = tables_of(config.data)
         self.config = replace(config, data=replace(config.data, mixture=mixture))
+        self.micro_batches(n_readers=1)
         self._check_budgets()
         self.sources = {
             name: self._rows(name, LEARNT, tables[name, LEARNT]) for name in names_in(mixture)
@@ -90,9 +91,10 @@ class Plan:
         """Batches of a rank in a step, where so many ranks read different ones."""
         data = self.config.data
         if data.packs_per_step % (n_readers * data.packs_per_batch):
+            readers = "a rank that reads" if n_readers == 1 else f"{n_readers} ranks that read"
             raise TrainingError(
-                f"data.packs_per_step is {data.packs_per_step}; {n_readers} ranks that read "
-                f"data.packs_per_batch={data.packs_per_batch} at a time need a multiple of "
+                f"data.packs_per_step is {data.packs_per_step}; {readers} data.packs_per_batch="
+                f"{data.packs_per_batch} at a time: give a multiple of "
                 f"{n_readers * data.packs_per_batch}"
             )
         return data.packs_per_step // (n_readers * data.packs_per_batch)
@@ -160,11 +162,16 @@ class Plan:
         data, n_crops = self.config.data, self.start.images.max_crops
         if data.media.p_high_res or any(special.p_high_res for special in data.settings_of):
             n_crops = max(n_crops, data.media.high_res_crops)
-        if data.budgets.n_crops < max(n_crops + 1, self._max_frames):
+        needed = {"one image": n_crops + 1, "one video": self._max_frames}
+        if data.media.max_images is not None:
+            each = data.media.max_multi_image_crops or self.start.images.max_crops
+            needed[f"{data.media.max_images} images"] = data.media.max_images * (each + 1)
+        what, most = max(needed.items(), key=lambda item: item[1])
+        if data.budgets.n_crops < most:
             raise TrainingError(
-                f"data.budgets.n_crops is {data.budgets.n_crops}; one image takes up to "
-                f"{n_crops + 1} crops and one video {self._max_frames} frames: raise it, or lower "
-                "data.max_crops or data.media.max_frames"
+                f"data.budgets.n_crops is {data.budgets.n_crops}; {what} may take {most}: raise "
+                "it, or lower data.max_crops, data.media.max_images, "
+                "data.media.max_multi_image_crops or data.media.max_frames"
             )
 
 

@@ -7,7 +7,7 @@ Knows: the order of these things. Does not know: what a step does (`trainer`), w
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,18 @@ from molmo_training.checkpoints.adapters import write_adapter_config
 from molmo_training.checkpoints.opened import RUN_SETTINGS
 from molmo_training.checkpoints.origin import Origin
 from molmo_training.compute import device_of, keep_few_kernels
+from molmo_training.data.example import Batch
 from molmo_training.dropout import Positions, set_dropout
 from molmo_training.forward import Forward
 from molmo_training.freezing import store_frozen
 from molmo_training.launch.filling import fill
 from molmo_training.launch.following import Following
+from molmo_training.launch.held_out import HeldOutPacks
 from molmo_training.launch.plan import Plan, choose_trained
 from molmo_training.launch.reading import SharedStream
 from molmo_training.parallel.mesh import Mesh, make_mesh
 from molmo_training.parallel.sharding import shard_model
+from molmo_training.parallel.shared_batches import shared_batches
 from molmo_training.recipes import tiny
 from molmo_training.runs.comparison import check_same
 from molmo_training.runs.meters import Meters, Sink
@@ -186,10 +189,8 @@ def _trainer(
         forward=forward,
         lessons=lessons,
         held_out=[
-            HeldOut(
-                name=held_out.name, batches=partial(held_out.batches, mesh.dp_rank, mesh.dp_size)
-            )
-            for held_out in plan.held_out
+            HeldOut(name=packs.name, batches=partial(_shared_packs, packs, mesh))
+            for packs in plan.held_out
         ],
         data_state=stream.state,
         n_micro_batches=plan.micro_batches(mesh.dp_size),
@@ -197,6 +198,12 @@ def _trainer(
         description=config.document(),
         **parts,
     )
+
+
+def _shared_packs(packs: HeldOutPacks, mesh: Mesh) -> Iterator[Batch]:
+    """The held-out batches of this rank's group, made by its first rank."""
+    reads = mesh.cp_rank == 0
+    return shared_batches(packs.batches(mesh.dp_rank, mesh.dp_size) if reads else None, mesh)
 
 
 def _sinks(plan: Plan, folder: Path, first_step: int) -> Sequence[Sink]:
